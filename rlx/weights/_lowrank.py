@@ -1,0 +1,154 @@
+"""Low-rank adaptation: a frozen weight plus a product of two thin ones."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._operations import Weight, contract_last, dense, matmul, take, take_rows, wide
+
+
+def update(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+    """`scale * (x @ a.T) @ b.T` in float32 or wider: the low-rank term, without its [out, in] product."""
+    hidden = contract_last(x, a)
+    term = contract_last(hidden, b)
+    return term * scale.astype(term.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank adaptation of a weight: `w + scale * b @ a`, kept factored.
+
+    Attributes:
+      base: the frozen weight `[out, in]`: an array or any other representation (a 4-bit one
+        makes this QLoRA).
+      a: `[rank, in]`, random at the start.
+      b: `[out, rank]`, zero at the start, so that an untrained adapter changes nothing.
+      scale: `[]`, alpha / rank (or alpha / sqrt(rank), rsLoRA).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> w = LoRA(base=jnp.eye(2), a=jnp.ones((1, 2)), b=jnp.zeros((2, 1)), scale=jnp.array(1.0))
+      >>> w.matmul(jnp.array([1.0, 2.0]))
+      Array([1., 2.], dtype=float32)
+
+    References:
+      Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", equation 3.
+    """
+
+    base: Weight
+    a: jax.Array
+    b: jax.Array
+    scale: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(..., out, in)` of the base."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the base."""
+        return self.base.dtype
+
+    def matmul(self, x: jax.Array) -> jax.Array:
+        """`x @ base.T + scale * (x @ a.T) @ b.T`: `[..., in] -> [..., out]`."""
+        term = update(x, self.a, self.b, self.scale)
+        return (matmul(x, self.base).astype(term.dtype) + term).astype(x.dtype)
+
+    def take(self, ids: jax.Array) -> jax.Array:
+        """`base[ids] + scale * b[ids] @ a`: `[...] -> [..., in]`."""
+        rows = take(self.base, ids)
+        term = jnp.matmul(take_rows(self.b, ids), self.a, preferred_element_type=wide(self.a.dtype))
+        return (rows.astype(term.dtype) + term * self.scale.astype(term.dtype)).astype(rows.dtype)
+
+    def dense(self) -> jax.Array:
+        """`base + scale * b @ a`, summed in float32 or wider and rounded once."""
+        base = dense(self.base)
+        term = jnp.matmul(self.b, self.a, preferred_element_type=wide(base.dtype))
+        scale = self.scale.astype(term.dtype)[..., None, None]
+        return (base.astype(term.dtype) + scale * term).astype(base.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class DoRA:
+    """Weight-decomposed low-rank adaptation: a LoRA direction with a trained row magnitude.
+
+    w' = magnitude * (w + scale * b @ a) / ||w + scale * b @ a||, the norm over the inputs of a row.
+
+    The norm is computed from inner products of the factors, so no `[out, in]` update is formed,
+    and it is detached from the gradient, as the paper (section 4.3) and PEFT do.
+
+    Attributes:
+      base: the frozen weight `[out, in]`.
+      a: `[rank, in]`.
+      b: `[out, rank]`.
+      scale: `[]`.
+      magnitude: `[out]`, the row norms of the base at the start.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> base = jnp.array([[3.0, 4.0]])
+      >>> a, b = jnp.ones((1, 2)), jnp.zeros((1, 1))
+      >>> w = DoRA(base=base, a=a, b=b, scale=jnp.array(1.0), magnitude=jnp.array([10.0]))
+      >>> w.dense()
+      Array([[6., 8.]], dtype=float32)
+
+    References:
+      Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5 and section 4.3.
+    """
+
+    base: Weight
+    a: jax.Array
+    b: jax.Array
+    scale: jax.Array
+    magnitude: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(..., out, in)` of the base."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the base."""
+        return self.base.dtype
+
+    def gain(self) -> jax.Array:
+        """`magnitude / ||w + scale * b @ a||`, `[out]`; a row that is zero keeps gain 0."""
+        base = dense(self.base)
+        dtype = wide(base.dtype)
+        base, a, b = (jax.lax.stop_gradient(v).astype(dtype) for v in (base, self.a, self.b))
+        scale = jax.lax.stop_gradient(self.scale).astype(dtype)
+        cross = jnp.sum(b * contract_last(base, a), axis=-1)
+        square = jnp.sum(b * contract_last(b, contract_last(a, a)), axis=-1)
+        squared = jnp.sum(jnp.square(base), axis=-1) + 2 * scale * cross + jnp.square(scale) * square
+        positive = squared > 0
+        norm = jnp.sqrt(jnp.where(positive, squared, 1))
+        return jnp.where(positive, self.magnitude.astype(dtype) / norm, 0)
+
+    def matmul(self, x: jax.Array) -> jax.Array:
+        """`gain * (x @ base.T + scale * (x @ a.T) @ b.T)`: `[..., in] -> [..., out]`."""
+        term = update(x, self.a, self.b, self.scale)
+        total = matmul(x, self.base).astype(term.dtype) + term
+        gain = self.gain().astype(total.dtype)
+        return (total * gain.reshape((1,) * (total.ndim - 1) + gain.shape)).astype(x.dtype)
+
+    def take(self, ids: jax.Array) -> jax.Array:
+        """Rows of the adapted weight: `[...] -> [..., in]`."""
+        rows = LoRA(base=self.base, a=self.a, b=self.b, scale=self.scale).take(ids)
+        gain = take_rows(self.gain(), ids)[..., None]
+        return (rows.astype(gain.dtype) * gain).astype(rows.dtype)
+
+    def dense(self) -> jax.Array:
+        """The adapted weight, computed in float32 or wider and rounded once."""
+        if self.a.ndim > 2:
+            return jax.vmap(DoRA.dense)(self)
+        base = dense(self.base)
+        dtype = wide(base.dtype)
+        term = jnp.matmul(self.b.astype(dtype), self.a.astype(dtype))
+        total = base.astype(dtype) + self.scale.astype(dtype) * term
+        return (total * self.gain()[:, None]).astype(base.dtype)
