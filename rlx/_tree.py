@@ -37,6 +37,26 @@ def replace_leaves(tree: Any, values: dict[str, Any], is_leaf: Callable[[Any], b
     return jax.tree_util.tree_map_with_path(lambda path, leaf: values.get(path_name(path), leaf), tree, is_leaf=is_leaf)
 
 
+def partition(tree: Any, mask: Any) -> tuple[Any, Any]:
+    """Split a tree in two of the same structure: leaves where `mask` holds, and the others; None stands for absent.
+
+    >>> partition({"a": 1, "b": 2}, {"a": True, "b": False})
+    ({'a': 1, 'b': None}, {'a': None, 'b': 2})
+    """
+    chosen = jax.tree.map(lambda leaf, keep: leaf if keep else None, tree, mask)
+    others = jax.tree.map(lambda leaf, keep: None if keep else leaf, tree, mask)
+    return chosen, others
+
+
+def combine(first: Any, second: Any) -> Any:
+    """Undo `partition`.
+
+    >>> combine({"a": 1, "b": None}, {"a": None, "b": 2})
+    {'a': 1, 'b': 2}
+    """
+    return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda leaf: leaf is None)
+
+
 def key_at(key: jax.Array, path: str) -> jax.Array:
     """A random key that depends on the path alone, so that adding a layer does not reshuffle the others."""
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
