@@ -75,7 +75,7 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 
 
 def check_range(
-    name: str, value: float, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+    name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False
 ) -> None:
     """Check that a Python number lies in an interval; NaN never does. Traced values are left alone.
 

@@ -1,0 +1,112 @@
+"""Logits of whole sequences."""
+
+import jax
+import jax.numpy as jnp
+
+from rlx import reversible
+from rlx._checks import check_dtype, check_shapes
+
+from . import _blocks
+from ._blocks import Params
+from ._config import Config
+
+
+def apply(
+    params: Params,
+    config: Config,
+    input_ids: jax.Array,
+    *,
+    attention_mask: jax.Array | None = None,
+    unroll: bool = False,
+) -> jax.Array:
+    """Logits of the next token at every position.
+
+    Each layer is y1 = x1 + attention(norm(x2)), y2 = x2 + mlp(norm(y1)) with x1 = x2 the
+    embedding at the start; the gradient recomputes activations from outputs.
+
+    Args:
+      params: from `init`; any weight may be an `rlx.weights` representation.
+      config: the sizes.
+      input_ids: tokens `[B, T]`, integers in `[0, vocab_size)`; one outside gives NaN logits.
+      attention_mask: `[B, T]`, true (or 1) for tokens and false for padding on either side;
+        None when there is no padding. Positions count tokens, not padding.
+      unroll: run the layers as separate operations, not as a scan, which is what an exporter
+        wants that writes each layer's weights. No reversible gradient.
+
+    Returns:
+      `[B, T, vocab_size]` float32.
+
+    Raises:
+      TypeError: `input_ids` is not an integer array.
+      ValueError: the mask has another shape than the tokens.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from rlx.models import decoder
+      >>> config = decoder.Config(
+      ...     vocab_size=16, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+      ... )
+      >>> decoder.apply(decoder.init(jax.random.key(0), config), config, jnp.array([[1, 2, 3]])).shape
+      (1, 3, 16)
+
+    References:
+      Vaswani et al. 2017; Zhang & Sennrich 2019 (RMS norm); Shazeer 2020 (gated MLP); Gomez et
+      al. 2017 (the coupling).
+    """
+    check_shapes(input_ids=(input_ids, "BT"))
+    check_dtype("integer", input_ids=input_ids)
+    batch, length = input_ids.shape
+    causal = jnp.tril(jnp.ones((length, length), bool))[None]
+    if attention_mask is None:
+        positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
+        visible = jnp.broadcast_to(causal, (batch, length, length))
+    else:
+        check_shapes(input_ids=(input_ids, "BT"), attention_mask=(attention_mask, "BT"))
+        valid = attention_mask.astype(bool)
+        positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+        visible = causal & valid[:, None, :]
+
+    def attention(p: Params, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        q, k, v = _blocks.project(p, x, positions, config)
+        return _blocks.attend(p, q, k, v, visible)
+
+    def mlp(p: Params, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        return _blocks.mlp(p, x, config)
+
+    x = _blocks.embed(params, input_ids)
+    blocks = _blocks.halves(params["model"]["layers"])
+    if not unroll:
+        y1, y2 = reversible.stack(reversible.additive(attention, mlp), blocks, (x, x))
+        return _blocks.head(params, y1, y2, config)
+    y1 = y2 = x
+    for layer in range(config.num_hidden_layers):
+        p = jax.tree.map(lambda leaf, index=layer: leaf[index], blocks)
+        y1 = y1 + attention(p["f"], y2, None)
+        y2 = y2 + mlp(p["g"], y1, None)
+    return _blocks.head(params, y1, y2, config)
+
+
+def log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Log-probability of each target token, in nats.
+
+    Args:
+      logits: `[..., V]`, floating.
+      targets: integers `[...]` in `[0, V)`.
+
+    Returns:
+      `[...]` float32.
+
+    Raises:
+      ValueError: the leading dims disagree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> log_probs(jnp.zeros((1, 2)), jnp.array([1]))
+      Array([-0.6931472], dtype=float32)
+    """
+    check_dtype("integer", targets=targets)
+    if logits.shape[:-1] != targets.shape:
+        raise ValueError(f"targets: shape {targets.shape} disagrees with logits of shape {logits.shape}")
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -1,0 +1,84 @@
+"""The two residual blocks of a layer and what surrounds them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from rlx import weights
+
+from ._config import Config
+
+Params = dict[str, Any]
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """`x / sqrt(mean(x²) + eps) * weight` over the last dim, in float32 or wider."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    gain = weight.astype(wide.dtype).reshape((1,) * (x.ndim - 1) + weight.shape)
+    return (wide * scale * gain).astype(x.dtype)
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding, first half against second half: `x [B, T, H, D]`, `positions [B, T]`.
+
+    References:
+      Su et al. 2021, "RoFormer", equation 34, in the half-split layout of Hugging Face's files.
+    """
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def project(p: Params, x: jax.Array, positions: jax.Array, config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values `[B, T, H, D]` of the normed stream; queries and keys are rotated."""
+    x = rms_norm(x, p["input_layernorm"]["weight"], config.rms_norm_eps)
+    q, k, v = (
+        rearrange(
+            weights.matmul(x, p["self_attn"][name]["weight"]), "b t (h d) -> b t h d", h=config.num_attention_heads
+        )
+        for name in ("q_proj", "k_proj", "v_proj")
+    )
+    return rotate(q, positions, config.rope_theta), rotate(k, positions, config.rope_theta), v
+
+
+def attend(p: Params, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    """Attention of `q [B, T, H, D]` over `k, v [B, S, H, D]` where `visible [B, T, S]`; then the output projection.
+
+    A query that sees nothing (padding) attends to everything evenly; its result is not used.
+    """
+    mixed = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None])
+    return weights.matmul(rearrange(mixed, "b t h d -> b t (h d)"), p["self_attn"]["o_proj"]["weight"])
+
+
+def mlp(p: Params, x: jax.Array, config: Config) -> jax.Array:
+    """The gated MLP of the normed stream: `down(silu(gate(x)) * up(x))`."""
+    x = rms_norm(x, p["post_attention_layernorm"]["weight"], config.rms_norm_eps)
+    gate = weights.matmul(x, p["mlp"]["gate_proj"]["weight"])
+    up = weights.matmul(x, p["mlp"]["up_proj"]["weight"])
+    return weights.matmul(jax.nn.silu(gate) * up, p["mlp"]["down_proj"]["weight"])
+
+
+def embed(params: Params, input_ids: jax.Array) -> jax.Array:
+    """Token embeddings `[B, T] -> [B, T, D]`."""
+    return weights.take(params["model"]["embed_tokens"]["weight"], input_ids)
+
+
+def head(params: Params, y1: jax.Array, y2: jax.Array, config: Config) -> jax.Array:
+    """Logits in float32 of the two streams' sum, normed; the head is the embedding."""
+    hidden = rms_norm(y1 + y2, params["model"]["norm"]["weight"], config.rms_norm_eps)
+    return weights.matmul(hidden, params["model"]["embed_tokens"]["weight"]).astype(jnp.float32)
+
+
+def halves(layers: Params) -> dict[str, Params]:
+    """A layer's parameters (stacked or one layer's) as the two blocks that `reversible.stack` couples."""
+    return {
+        "f": {name: layers[name] for name in ("input_layernorm", "self_attn")},
+        "g": {name: layers[name] for name in ("post_attention_layernorm", "mlp")},
+    }

@@ -1,0 +1,104 @@
+"""Sampling, inside jit."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rlx._checks import check_range
+
+from ._blocks import Params
+from ._cache import Cache, empty_cache, extend
+from ._config import Config
+
+Carry = tuple[jax.Array, Cache, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What was sampled.
+
+    Attributes:
+      tokens: `[B, T]`; after the stop token, the stop token again.
+      logp: `[B, T]`, log-probability of each token under the policy that sampled it, at
+        temperature 1, in nats; 0 where the mask is false.
+      mask: `[B, T]`, true up to and including the first stop token.
+    """
+
+    tokens: jax.Array
+    logp: jax.Array
+    mask: jax.Array
+
+
+def generate(
+    params: Params,
+    config: Config,
+    prompt_ids: jax.Array,
+    *,
+    key: jax.Array,
+    max_new_tokens: int,
+    temperature: float | jax.Array = 1.0,
+    stop_token: int | None = None,
+    attention_mask: jax.Array | None = None,
+) -> Generation:
+    """Sample a continuation of each prompt.
+
+    Args:
+      params: as for `apply`.
+      config: the sizes.
+      prompt_ids: `[B, P]`; prompts of unequal length are padded on the left, with a mask.
+      key: a random key; row `b` at step `t` draws from a key of its own, so a batch is not
+        changed by what is appended to it.
+      max_new_tokens: T.
+      temperature: divides the logits before drawing; 0 takes the most likely token.
+      stop_token: ends a sequence; None for none.
+      attention_mask: `[B, P]`; false for padding.
+
+    Returns:
+      A `Generation`.
+
+    Raises:
+      ValueError: `temperature` is negative or not finite, `max_new_tokens` is not positive.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from rlx.models import decoder
+      >>> config = decoder.Config(
+      ...     vocab_size=16, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+      ... )
+      >>> params = decoder.init(jax.random.key(0), config)
+      >>> prompts = jnp.array([[1, 2], [3, 4]])
+      >>> decoder.generate(params, config, prompts, key=jax.random.key(1), max_new_tokens=5).tokens.shape
+      (2, 5)
+    """
+    check_range("temperature", temperature, 0, 1e6)
+    check_range("max_new_tokens", max_new_tokens, 1, 2**31)
+    batch, prompt = prompt_ids.shape
+    cache = empty_cache(
+        config, batch=batch, slots=prompt + max_new_tokens, dtype=params["model"]["norm"]["weight"].dtype
+    )
+    logits, cache = extend(params, config, prompt_ids, cache, attention_mask=attention_mask)
+    rows = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+
+    def draw(logits: jax.Array, done: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(rows, step)
+        warm = jnp.where(temperature > 0, temperature, 1.0)
+        sampled = jax.vmap(jax.random.categorical)(keys, logits / warm)
+        token = jnp.where(temperature > 0, sampled, jnp.argmax(logits, axis=-1))
+        logp = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)[:, 0]
+        token = token if stop_token is None else jnp.where(done, stop_token, token)
+        return token.astype(prompt_ids.dtype), jnp.where(done, 0.0, logp)
+
+    def step(carry: Carry, index: jax.Array) -> tuple[Carry, tuple[jax.Array, jax.Array, jax.Array]]:
+        logits, cache, done = carry
+        token, logp = draw(logits, done, index)
+        mask = ~done
+        done = done if stop_token is None else done | (token == stop_token)
+        logits, cache = extend(params, config, token[:, None], cache)
+        return (logits[:, -1], cache, done), (token, logp, mask)
+
+    start = (logits[:, -1], cache, jnp.zeros(batch, bool))
+    _, (tokens, logp, mask) = lax.scan(step, start, jnp.arange(max_new_tokens))
+    return Generation(tokens=tokens.T, logp=logp.T, mask=mask.T)
