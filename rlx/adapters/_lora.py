@@ -11,6 +11,7 @@ from rlx._checks import check_choice, check_range
 from ._adapter import Adapter, check_arrays, dense_stack, over_matrices
 
 Scaling = Literal["alpha/rank", "alpha/sqrt(rank)"]
+Shapes = dict[str, tuple[int, ...]]
 
 
 def lora(*, rank: int = 8, alpha: float = 16.0, where: str, scaling: Scaling = "alpha/rank") -> Adapter:
