@@ -1,0 +1,26 @@
+"""What is rewarded, what is forbidden, and the proof of it.
+
+A `Contract` names terms (pure functions of a batch), the stakeholders whose utilities are linear in them, the rule
+that aggregates utilities (`WeightedSum`, `Nash`, `MaxMin`) and constraints (`Expect(term) <= x`,
+`Chance(term > c) <= p`). `compile` makes it one pure function `reward(params, batch) -> RewardOut` whose weights,
+thresholds and Lagrange multipliers are arrays. `certify` says from fresh samples whether a constraint holds, valid
+however often you look.
+"""
+
+from . import aggregate as aggregate
+from ._certify import Certificate as Certificate
+from ._certify import certify as certify
+from ._compile import Reward as Reward
+from ._compile import RewardOut as RewardOut
+from ._compile import compile as compile
+from ._contract import Chance as Chance
+from ._contract import Constraint as Constraint
+from ._contract import Contract as Contract
+from ._contract import Event as Event
+from ._contract import Expect as Expect
+from ._contract import Signal as Signal
+from ._contract import Stakeholder as Stakeholder
+from ._contract import Term as Term
+from .aggregate import MaxMin as MaxMin
+from .aggregate import Nash as Nash
+from .aggregate import WeightedSum as WeightedSum
