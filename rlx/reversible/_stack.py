@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rlx._checks import check_choice, check_dtype
+from rlx._numerics import wide
 from rlx._tree import named_leaves, partition
 
 from ._coupling import Additive, Block, Params, State
@@ -151,8 +152,8 @@ def _backward(close: Close, held: Stream, residual: Residual, cotangent: Any) ->
         return (s, ds), dp
 
     cotangent = jax.tree.map(_materialise, cotangent, is_leaf=_is_zero)
-    wide = jax.tree.map(lambda c: c.astype(jnp.promote_types(c.dtype, jnp.float32)), cotangent)
-    (_, dx), d_params = lax.scan(layer, (streams, wide), _layers((trained, frozen)), reverse=True)
+    d_streams = jax.tree.map(lambda c: c.astype(wide(c.dtype)), cotangent)
+    (_, dx), d_params = lax.scan(layer, (streams, d_streams), _layers((trained, frozen)), reverse=True)
     return d_params, jax.tree.map(lambda d, t: d.astype(t.dtype), dx, like), None, None
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from rlx._numerics import wide
+
 
 @dataclass(frozen=True)
 class FloatStream:
@@ -12,7 +14,7 @@ class FloatStream:
 
     def encode(self, x: jax.Array) -> jax.Array:
         """The stream that holds `x`."""
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x.astype(wide(x.dtype))
 
     def decode(self, s: jax.Array, like: jax.Array) -> jax.Array:
         """The value that a stream holds, in the dtype of `like`."""

@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 
-from ._operations import Weight, dense, matmul, take, take_rows, wide
+from rlx._numerics import wide
+
+from ._operations import Weight, dense, matmul, take, take_rows
 
 
 @jax.tree_util.register_dataclass

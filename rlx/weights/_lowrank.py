@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._operations import Weight, contract_last, dense, matmul, take, take_rows, wide
+from rlx._numerics import wide
+
+from ._operations import Weight, contract_last, dense, matmul, take, take_rows
 
 
 def update(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:

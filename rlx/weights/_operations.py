@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rlx._checks import check_dtype, is_array
+from rlx._numerics import common, wide
 
 
 @runtime_checkable
@@ -145,16 +146,11 @@ def contract_last(x: jax.Array, w: jax.Array) -> jax.Array:
         raise ValueError(
             f"w: expected dims [out, in], got shape {w.shape}; stacked layers are sliced by lax.scan first"
         )
-    dtype = jnp.promote_types(x.dtype, w.dtype)
+    dtype = common(x.dtype, w.dtype)
     dims = (((x.ndim - 1,), (1,)), ((), ()))
     return lax.dot_general(x.astype(dtype), w.astype(dtype), dims, preferred_element_type=wide(dtype))
 
 
 def take_rows(w: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows of a dense array; an index outside gives NaN, also a negative one."""
-    return w.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-
-
-def wide(dtype: Any) -> Any:
-    """The dtype to accumulate in: float32, or float64 when the input is."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.asarray(w).at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

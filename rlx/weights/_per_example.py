@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._operations import Weight, matmul, take, take_rows, wide
+from rlx._numerics import common, wide
+
+from ._operations import Weight, matmul, take, take_rows
 
 
 @jax.tree_util.register_dataclass
@@ -100,6 +102,6 @@ class PerExample:
 
 def _batched(x: jax.Array, w: jax.Array) -> jax.Array:
     """`[batch, n, in] x [batch, out, in] -> [batch, n, out]`, accumulated in float32 or wider."""
-    dtype = jnp.promote_types(x.dtype, w.dtype)
+    dtype = common(x.dtype, w.dtype)
     dims = (((2,), (2,)), ((0,), (0,)))
     return lax.dot_general(x.astype(dtype), w.astype(dtype), dims, preferred_element_type=wide(dtype))

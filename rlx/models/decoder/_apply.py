@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from rlx import reversible
 from rlx._checks import check_dtype, check_shapes
+from rlx._numerics import wide
 
 from . import _blocks
 from ._blocks import Params
@@ -107,6 +108,6 @@ def log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:
     check_dtype("integer", targets=targets)
     if logits.shape[:-1] != targets.shape:
         raise ValueError(f"targets: shape {targets.shape} disagrees with logits of shape {logits.shape}")
-    logits = logits.astype(jnp.float32)
+    logits = logits.astype(wide(logits.dtype))
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)

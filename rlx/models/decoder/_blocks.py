@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from rlx import weights
+from rlx._numerics import wide
 
 from ._config import Config
 
@@ -15,10 +16,10 @@ Params = dict[str, Any]
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """`x / sqrt(mean(x²) + eps) * weight` over the last dim, in float32 or wider."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    gain = weight.astype(wide.dtype).reshape((1,) * (x.ndim - 1) + weight.shape)
-    return (wide * scale * gain).astype(x.dtype)
+    y = x.astype(wide(x.dtype))
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    gain = weight.astype(y.dtype).reshape((1,) * (x.ndim - 1) + weight.shape)
+    return (y * scale * gain).astype(x.dtype)
 
 
 def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
@@ -30,8 +31,9 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     half = x.shape[-1] // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    dtype = wide(x.dtype)
+    cos, sin = jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
+    first, second = x[..., :half].astype(dtype), x[..., half:].astype(dtype)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
 
@@ -51,9 +53,14 @@ def project(p: Params, x: jax.Array, positions: jax.Array, config: Config) -> tu
 def attend(p: Params, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
     """Attention of `q [B, T, H, D]` over `k, v [B, S, H, D]` where `visible [B, T, S]`; then the output projection.
 
-    A query that sees nothing (padding) attends to everything evenly; its result is not used.
+    The softmax is in float32 or wider. A query that sees nothing (padding) attends evenly to
+    everything; its result is not used.
     """
-    mixed = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None])
+    dtype = wide(q.dtype)
+    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=dtype) * q.shape[-1] ** -0.5
+    scores = jnp.where(visible[:, None], scores, jnp.finfo(dtype).min)
+    shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    mixed = jnp.einsum("bhts,bshd->bthd", shares, v, preferred_element_type=dtype).astype(v.dtype)
     return weights.matmul(rearrange(mixed, "b t h d -> b t (h d)"), p["self_attn"]["o_proj"]["weight"])
 
 
@@ -73,7 +80,8 @@ def embed(params: Params, input_ids: jax.Array) -> jax.Array:
 def head(params: Params, y1: jax.Array, y2: jax.Array, config: Config) -> jax.Array:
     """Logits in float32 of the two streams' sum, normed; the head is the embedding."""
     hidden = rms_norm(y1 + y2, params["model"]["norm"]["weight"], config.rms_norm_eps)
-    return weights.matmul(hidden, params["model"]["embed_tokens"]["weight"]).astype(jnp.float32)
+    logits = weights.matmul(hidden, params["model"]["embed_tokens"]["weight"])
+    return logits.astype(wide(logits.dtype))
 
 
 def halves(layers: Params) -> dict[str, Params]:
