@@ -9,6 +9,7 @@ from ._apply import log_probs as log_probs
 from ._cache import Cache as Cache
 from ._cache import empty_cache as empty_cache
 from ._cache import extend as extend
+from ._cache import prefill as prefill
 from ._config import Config as Config
 from ._config import init as init
 from ._generate import Generation as Generation

@@ -69,7 +69,7 @@ def apply(
 
     def attention(p: Params, x: jax.Array, key: jax.Array | None) -> jax.Array:
         q, k, v = _blocks.project(p, x, positions, config)
-        return _blocks.attend(p, q, k, v, visible)
+        return _blocks.attend(p, q, [(k, v, visible)])
 
     def mlp(p: Params, x: jax.Array, key: jax.Array | None) -> jax.Array:
         return _blocks.mlp(p, x, config)
@@ -109,5 +109,6 @@ def log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:
     if logits.shape[:-1] != targets.shape:
         raise ValueError(f"targets: shape {targets.shape} disagrees with logits of shape {logits.shape}")
     logits = logits.astype(wide(logits.dtype))
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    hit = jnp.arange(logits.shape[-1]) == targets[..., None]  # its gradient is a select, where a gather's is a scatter
+    chosen = jnp.sum(jnp.where(hit, logits, 0), axis=-1)
     return chosen - jax.nn.logsumexp(logits, axis=-1)

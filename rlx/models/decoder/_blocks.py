@@ -50,18 +50,29 @@ def project(p: Params, x: jax.Array, positions: jax.Array, config: Config) -> tu
     return rotate(q, positions, config.rope_theta), rotate(k, positions, config.rope_theta), v
 
 
-def attend(p: Params, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
-    """Attention of `q [B, T, H, D]` over `k, v [B, S, H, D]` where `visible [B, T, S]`; then the output projection.
+Part = tuple[jax.Array, jax.Array, jax.Array]
 
-    The softmax is in float32 or wider. A query that sees nothing (padding) attends evenly to
-    everything; its result is not used.
+
+def attend(p: Params, q: jax.Array, parts: list[Part]) -> jax.Array:
+    """Attention of `q [B, T, H, D]` over keys and values in parts, then the output projection.
+
+    A part is `(keys [B, S, H, D], values [B, S, H, D], visible [B, T, S])`; the softmax, in
+    float32 or wider, runs over all of them. So cached and new tokens need not be copied
+    together. A query that sees nothing (padding) attends evenly; its result is not used.
     """
     dtype = wide(q.dtype)
-    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=dtype) * q.shape[-1] ** -0.5
-    scores = jnp.where(visible[:, None], scores, jnp.finfo(dtype).min)
-    shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    mixed = jnp.einsum("bhts,bshd->bthd", shares, v, preferred_element_type=dtype).astype(v.dtype)
-    return weights.matmul(rearrange(mixed, "b t h d -> b t (h d)"), p["self_attn"]["o_proj"]["weight"])
+    scores = []
+    for keys, _, visible in parts:
+        product = jnp.einsum("bthd,bshd->bhts", q, keys, preferred_element_type=dtype) * q.shape[-1] ** -0.5
+        scores.append(jnp.where(visible[:, None], product, jnp.finfo(dtype).min))
+    shares = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+    mixed, start = jnp.zeros((), dtype), 0
+    for _, values, visible in parts:
+        share = shares[..., start : start + visible.shape[-1]].astype(values.dtype)
+        mixed += jnp.einsum("bhts,bshd->bthd", share, values, preferred_element_type=dtype)
+        start += visible.shape[-1]
+    mixed = rearrange(mixed.astype(q.dtype), "b t h d -> b t (h d)")
+    return weights.matmul(mixed, p["self_attn"]["o_proj"]["weight"])
 
 
 def mlp(p: Params, x: jax.Array, config: Config) -> jax.Array:

@@ -52,6 +52,49 @@ def empty_cache(config: Config, *, batch: int, slots: int, dtype: Any = jnp.floa
     )
 
 
+def prefill(
+    params: Params,
+    config: Config,
+    input_ids: jax.Array,
+    *,
+    slots: int,
+    attention_mask: jax.Array | None = None,
+    dtype: Any = jnp.float32,
+) -> tuple[jax.Array, Cache]:
+    """Logits of prompts, and a cache that holds them: `extend` of an empty cache, which is not attended to.
+
+    Args:
+      params: as for `apply`.
+      config: the sizes.
+      input_ids: prompts `[B, P]`.
+      slots: tokens that the cache has room for, at least P.
+      attention_mask: `[B, P]`; false for padding.
+      dtype: of the cache.
+
+    Returns:
+      `(logits [B, P, vocab_size] float32, cache)`.
+
+    Raises:
+      TypeError: `input_ids` is not an integer array.
+      ValueError: shapes disagree, or the prompts do not fit.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from rlx.models import decoder
+      >>> config = decoder.Config(
+      ...     vocab_size=16, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+      ... )
+      >>> params = decoder.init(jax.random.key(0), config)
+      >>> _, cache = decoder.prefill(params, config, jnp.array([[1, 2, 3]]), slots=8)
+      >>> logits, cache = decoder.extend(params, config, jnp.array([[4]]), cache)
+      >>> logits.shape, int(cache.length)
+      ((1, 1, 16), 4)
+    """
+    check_shapes(input_ids=(input_ids, "BP"))
+    cache = empty_cache(config, batch=input_ids.shape[0], slots=slots, dtype=dtype)
+    return _continue(params, config, input_ids, cache, attention_mask, empty=True)
+
+
 def extend(
     params: Params,
     config: Config,
@@ -65,9 +108,9 @@ def extend(
     Args:
       params: as for `apply`.
       config: the sizes.
-      input_ids: the new tokens `[B, T]`: a whole prompt, or one a sequence.
-      cache: from `empty_cache` or an earlier `extend`. Slots past its end are not written: when
-        `length + T > slots` the logits are NaN, since they would be wrong.
+      input_ids: the new tokens `[B, T]`; one a sequence when sampling.
+      cache: from `prefill`, `empty_cache` or an earlier `extend`. Slots past its end are not
+        written: when `length + T > slots` the logits are NaN, since they would be wrong.
       attention_mask: `[B, T]` for the new tokens; false for padding.
 
     Returns:
@@ -75,8 +118,20 @@ def extend(
 
     Raises:
       TypeError: `input_ids` is not an integer array.
-      ValueError: shapes disagree.
+      ValueError: shapes disagree, or the tokens do not fit.
     """
+    return _continue(params, config, input_ids, cache, attention_mask, empty=False)
+
+
+def _continue(
+    params: Params,
+    config: Config,
+    input_ids: jax.Array,
+    cache: Cache,
+    attention_mask: jax.Array | None,
+    *,
+    empty: bool,
+) -> tuple[jax.Array, Cache]:
     check_shapes(input_ids=(input_ids, "BT"), valid=(cache.valid, "BS"))
     check_dtype("integer", input_ids=input_ids)
     new = jnp.ones(input_ids.shape, bool) if attention_mask is None else attention_mask.astype(bool)
@@ -86,24 +141,28 @@ def extend(
         raise ValueError(f"input_ids: {length} tokens do not fit a cache of {slots} slots")
     before = jnp.sum(cache.valid, axis=1, keepdims=True)
     positions = jnp.maximum(before + jnp.cumsum(new, axis=1) - 1, 0)
-    valid = lax.dynamic_update_slice(cache.valid, new, (0, cache.length))
-    slot = jnp.arange(slots)[None, None, :]
-    visible = valid[:, None, :] & (slot <= (cache.length + jnp.arange(length))[None, :, None])
+    cached = jnp.broadcast_to(cache.valid[:, None, :], (input_ids.shape[0], length, slots))
+    causal = jnp.tril(jnp.ones((length, length), bool))[None] & new[:, None, :]
 
     def layer(
         state: tuple[jax.Array, jax.Array], inputs: tuple[Params, jax.Array, jax.Array]
     ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
         (x1, x2), (p, keys, values) = state, inputs
         q, k, v = _blocks.project(p["f"], x2, positions, config)
-        keys = lax.dynamic_update_slice(keys, k.astype(keys.dtype), (0, cache.length, 0, 0))
-        values = lax.dynamic_update_slice(values, v.astype(values.dtype), (0, cache.length, 0, 0))
-        y1 = x1 + _blocks.attend(p["f"], q, keys.astype(q.dtype), values.astype(q.dtype), visible)
+        past = [] if empty else [(keys.astype(q.dtype), values.astype(q.dtype), cached)]
+        y1 = x1 + _blocks.attend(p["f"], q, [*past, (k, v, causal)])
         y2 = x2 + _blocks.mlp(p["g"], y1, config)
-        return (y1, y2), (keys, values)
+        return (y1, y2), (k.astype(keys.dtype), v.astype(values.dtype))
 
     x = _blocks.embed(params, input_ids)
     blocks = _blocks.halves(params["model"]["layers"])
-    (y1, y2), (keys, values) = lax.scan(layer, (x, x), (blocks, cache.keys, cache.values))
+    (y1, y2), (k, v) = lax.scan(layer, (x, x), (blocks, cache.keys, cache.values))
     logits = _blocks.head(params, y1, y2, config)
     logits = jnp.where(cache.length + length > slots, jnp.nan, logits)
-    return logits, Cache(keys=keys, values=values, valid=valid, length=cache.length + length)
+    at = (0, 0, cache.length, 0, 0)
+    return logits, Cache(
+        keys=lax.dynamic_update_slice(cache.keys, k, at),
+        values=lax.dynamic_update_slice(cache.values, v, at),
+        valid=lax.dynamic_update_slice(cache.valid, new, (0, cache.length)),
+        length=cache.length + length,
+    )

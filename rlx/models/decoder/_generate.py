@@ -8,8 +8,9 @@ from jax import lax
 
 from rlx._checks import check_range
 
+from ._apply import log_probs
 from ._blocks import Params
-from ._cache import Cache, empty_cache, extend
+from ._cache import Cache, extend, prefill
 from ._config import Config
 
 Carry = tuple[jax.Array, Cache, jax.Array]
@@ -76,10 +77,14 @@ def generate(
     check_range("temperature", temperature, 0, 1e6)
     check_range("max_new_tokens", max_new_tokens, 1, 2**31)
     batch, prompt = prompt_ids.shape
-    cache = empty_cache(
-        config, batch=batch, slots=prompt + max_new_tokens, dtype=params["model"]["norm"]["weight"].dtype
+    logits, cache = prefill(
+        params,
+        config,
+        prompt_ids,
+        slots=prompt + max_new_tokens,
+        attention_mask=attention_mask,
+        dtype=params["model"]["norm"]["weight"].dtype,
     )
-    logits, cache = extend(params, config, prompt_ids, cache, attention_mask=attention_mask)
     rows = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
 
     def draw(logits: jax.Array, done: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -87,7 +92,7 @@ def generate(
         warm = jnp.where(temperature > 0, temperature, 1.0)
         sampled = jax.vmap(jax.random.categorical)(keys, logits / warm)
         token = jnp.where(temperature > 0, sampled, jnp.argmax(logits, axis=-1))
-        logp = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)[:, 0]
+        logp = log_probs(logits, token)
         token = token if stop_token is None else jnp.where(done, stop_token, token)
         return token.astype(prompt_ids.dtype), jnp.where(done, 0.0, logp)
 
