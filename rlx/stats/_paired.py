@@ -50,10 +50,8 @@ def paired_difference(x: Any, y: Any, *, level: float = 0.95) -> Estimate:
     estimate = float(np.mean(difference))
     se = 0.0 if np.all(difference == difference[0]) else float(np.std(difference, ddof=1) / np.sqrt(n))
     half = float(scipy.special.stdtrit(n - 1, 0.5 + 0.5 * level)) * se
-    if se > 0:
-        pvalue = 2.0 * float(scipy.special.stdtr(n - 1, -abs(estimate / se)))
-    else:
-        pvalue = 1.0 if estimate == 0 else 0.0
+    # a spread of 0 leaves no doubt either way
+    pvalue = float(estimate == 0) if se == 0 else 2.0 * float(scipy.special.stdtr(n - 1, -abs(estimate / se)))
     return Estimate(
         estimate=estimate,
         se=se,
