@@ -109,6 +109,7 @@ def log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:
     if logits.shape[:-1] != targets.shape:
         raise ValueError(f"targets: shape {targets.shape} disagrees with logits of shape {logits.shape}")
     logits = logits.astype(wide(logits.dtype))
-    hit = jnp.arange(logits.shape[-1]) == targets[..., None]  # its gradient is a select, where a gather's is a scatter
+    # The gradient of this select is a select; that of a gather is a scatter, which is slow.
+    hit = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
     chosen = jnp.sum(jnp.where(hit, logits, 0), axis=-1)
     return chosen - jax.nn.logsumexp(logits, axis=-1)
