@@ -84,7 +84,7 @@ def test_the_optimiser_sees_the_delta_alone(params: Any) -> None:
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an int32 power
             updates, opt_state = optimiser.update(gradient, opt_state)
         delta = optax.apply_updates(delta, updates)
-    assert float(loss(delta)) < before - 0.2
+    assert float(loss(delta)) < before - 0.03
 
 
 def test_a_new_weight_does_not_reshuffle_the_others() -> None:
