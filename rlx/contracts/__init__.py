@@ -3,7 +3,8 @@
 A `Contract` names terms (pure functions of a batch), the stakeholders whose utilities are linear in them, the rule
 that aggregates utilities (`WeightedSum`, `Nash`, `MaxMin`) and constraints (`Expect(term) <= x`,
 `Chance(term > c) <= p`). `compile` makes it one pure function `reward(params, batch) -> RewardOut` whose weights,
-thresholds and Lagrange multipliers are arrays; `digest` is the hash of what it says, code included. `certify` says from fresh samples whether a constraint holds, valid
+thresholds and Lagrange multipliers are arrays. `verify` proves or refutes what it claims before it is used, `digest`
+is the hash of what it says, code included, and `certify` tells from fresh samples whether a constraint holds, valid
 however often you look.
 """
 
@@ -22,6 +23,8 @@ from ._contract import Signal as Signal
 from ._contract import Stakeholder as Stakeholder
 from ._contract import Term as Term
 from ._digest import digest as digest
+from ._verify import Check as Check
+from ._verify import verify as verify
 from .aggregate import MaxMin as MaxMin
 from .aggregate import Nash as Nash
 from .aggregate import WeightedSum as WeightedSum

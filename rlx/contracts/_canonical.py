@@ -107,7 +107,10 @@ def _flatten(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], graph: 
     known |= {var: ("const", _array(value)) for var, value in zip(jaxpr.constvars, consts, strict=True)}
 
     def read(atom: Any) -> Any:
-        return ("const", _array(atom.val, atom.aval.dtype)) if isinstance(atom, Literal) else known[atom]
+        if isinstance(atom, Literal):
+            aval: Any = atom.aval
+            return ("const", _array(atom.val, aval.dtype))
+        return known[atom]
 
     for equation in jaxpr.eqns:
         sources = tuple(read(atom) for atom in equation.invars)

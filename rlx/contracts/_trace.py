@@ -26,6 +26,14 @@ _MOST = 4096
 _MISFIT = (TypeError, ValueError, IndexError, AttributeError, NotImplementedError)
 
 
+class Untraceable(ValueError):
+    """A term cannot be traced; `guessed` says whether that is with signals that nobody declared."""
+
+    def __init__(self, message: str, *, guessed: bool) -> None:
+        super().__init__(message)
+        self.guessed = guessed
+
+
 class _Unread(KeyError):
     """A term read a signal that has no spec yet."""
 
@@ -65,7 +73,7 @@ def term_spec(term: Term, known: Mapping[str, jax.ShapeDtypeStruct]) -> Spec:
     [B, T, D]), with which the term has the shape that its level says.
 
     Raises:
-      ValueError: no guess fits; says which signals to declare.
+      Untraceable: no guess fits; says which signals to declare.
     """
     unread: list[str] = []
     rank = 1 if term.level == "sequence" else 2
@@ -90,8 +98,10 @@ def term_spec(term: Term, known: Mapping[str, jax.ShapeDtypeStruct]) -> Spec:
                 f"fn returned {'shape ' + str(shape) if shape is not None else type(out).__name__}"
             )
         if found is None:
-            wanted = ", ".join(f"{name!r}: Signal(...)" for name in unread) or "a signal"
-            raise ValueError(f"term {term.name!r} cannot be traced; declare signals={{{wanted}}}: {first}") from first
+            wanted = ", ".join(f"{name!r}: Signal(...)" for name in unread)
+            hint = f"; declare signals={{{wanted}}}" if unread else ""
+            message = f"term {term.name!r} cannot be traced{hint}: {type(first).__name__}: {first}"
+            raise Untraceable(message, guessed=bool(unread)) from first
         unread.append(found)
 
 
