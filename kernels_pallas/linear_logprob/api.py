@@ -1,0 +1,57 @@
+"""Choose how to compute it."""
+
+from typing import Literal
+
+import jax
+
+from .reference import LinearLogprob, check, reference
+from .xla import chunked
+
+Implementation = Literal["auto", "xla", "reference"]
+
+
+def linear_logprob(
+    hidden: jax.Array,
+    weight: jax.Array,
+    targets: jax.Array,
+    *,
+    implementation: Implementation = "auto",
+    rows: int = 1024,
+) -> LinearLogprob:
+    """Target log-probability, entropy and log-sum-exp of a linear head.
+
+    logp[n] = z[n, t_n] - lse(z[n]),  H[n] = lse(z[n]) - sum_v softmax(z[n])_v z[n, v],  z = hidden @ weight.T
+
+    Args:
+      hidden: `[N, D]`, floating.
+      weight: the vocabulary matrix `[V, D]`, floating.
+      targets: `[N]` integers in `[0, V)`; one outside gives NaN.
+      implementation: "reference" holds all `[N, V]` logits; "xla" those of `rows` rows at a
+        time, in the backward pass too; "auto" is "xla", the only one for every backend.
+      rows: chunk of "xla".
+
+    Returns:
+      `LinearLogprob(logp, entropy, logsumexp)`, each `[N]`, accumulated in float32 or wider.
+
+    Raises:
+      TypeError, ValueError: name the argument whose shape or dtype is wrong.
+      NotImplementedError: an implementation that is not here, with those that are.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> out = linear_logprob(jnp.zeros((1, 4)), jnp.ones((8, 4)), jnp.array([3]))
+      >>> out.logp, out.entropy
+      (Array([-2.0794415], dtype=float32), Array([2.0794415], dtype=float32))
+
+    References:
+      Milakov & Gimelshein 2018, "Online normalizer calculation for softmax"; Wijmans et al.
+      2024, "Cut Your Losses in Large-Vocabulary Language Models" (no materialised logits).
+    """
+    check(hidden, weight, targets)
+    if rows < 1:
+        raise ValueError(f"rows: must be at least 1, got {rows}")
+    if implementation == "reference":
+        return reference(hidden, weight, targets)
+    if implementation in ("auto", "xla"):
+        return chunked(hidden, weight, targets, rows=rows)
+    raise NotImplementedError(f"implementation: {implementation!r} is not one of 'auto', 'xla', 'reference'")

@@ -1,0 +1,84 @@
+"""linear_logprob: every implementation against float64, its gradient, and the memory that it is for."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas import linear_logprob
+
+IMPLEMENTATIONS = ("reference", "xla")
+
+
+def arguments(n: int = 37, d: int = 12, v: int = 50, dtype: Any = jnp.float32) -> tuple[jax.Array, ...]:
+    k = jax.random.split(jax.random.key(0), 3)
+    hidden, weight = jax.random.normal(k[0], (n, d)), 2 * jax.random.normal(k[1], (v, d))
+    return hidden.astype(dtype), weight.astype(dtype), jax.random.randint(k[2], (n,), 0, v)
+
+
+def float64(hidden: jax.Array, weight: jax.Array, targets: jax.Array) -> tuple[np.ndarray, ...]:
+    z = np.asarray(hidden, np.float64) @ np.asarray(weight, np.float64).T
+    top = z.max(axis=1, keepdims=True)
+    lse = np.log(np.exp(z - top).sum(axis=1)) + top[:, 0]
+    p = np.exp(z - lse[:, None])
+    return z[np.arange(len(z)), np.asarray(targets)] - lse, lse - (p * z).sum(axis=1), lse
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rows", [1, 8, 37, 1000])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_values_are_those_of_float64(implementation: Any, rows: int, dtype: Any) -> None:
+    args = arguments(dtype=dtype)
+    out = linear_logprob(*args, implementation=implementation, rows=rows)
+    for actual, expected in zip(out, float64(*args), strict=True):
+        assert actual.dtype == jnp.float32
+        np.testing.assert_allclose(actual, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("output", range(3))
+def test_gradient_is_that_of_the_reference(output: int) -> None:
+    hidden, weight, targets = arguments()
+
+    def total(h: jax.Array, w: jax.Array, implementation: Any) -> jax.Array:
+        return jnp.sum(jnp.sin(linear_logprob(h, w, targets, implementation=implementation, rows=8)[output]))
+
+    actual = jax.grad(total, (0, 1))(hidden, weight, "xla")
+    expected = jax.grad(total, (0, 1))(hidden, weight, "reference")
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-5 * float(jnp.abs(e).max()) + 1e-6)
+
+
+def test_no_array_of_all_logits_exists() -> None:
+    n, d, v, rows = 4096, 16, 1000, 64
+    shapes = [jax.ShapeDtypeStruct(s, t) for s, t in (((n, d), jnp.float32), ((v, d), jnp.float32), ((n,), jnp.int32))]
+
+    def bytes_of(implementation: Any) -> int:
+        def loss(h: jax.Array, w: jax.Array, t: jax.Array) -> jax.Array:
+            return -jnp.mean(linear_logprob(h, w, t, implementation=implementation, rows=rows).logp)
+
+        return jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_of("reference") >= n * v * 4
+    assert bytes_of("xla") < n * v * 4 / 8
+
+
+def test_large_logits_stay_finite_and_a_target_outside_is_nan() -> None:
+    hidden, weight, targets = arguments()
+    out = linear_logprob(1e4 * hidden, weight, targets.at[0].set(50).at[1].set(-1))
+    assert bool(jnp.all(jnp.isnan(out.logp[:2])))
+    assert bool(jnp.all(jnp.isfinite(out.logp[2:])))
+    assert bool(jnp.all(jnp.isfinite(out.entropy)))
+
+
+def test_mistakes_name_the_argument() -> None:
+    hidden, weight, targets = arguments()
+    with pytest.raises(ValueError, match="weight: dim D=11 disagrees with D=12 of hidden"):
+        linear_logprob(hidden, weight[:, 1:], targets)
+    with pytest.raises(ValueError, match="targets: expected shape"):
+        linear_logprob(hidden, weight, targets[1:])
+    with pytest.raises(TypeError, match="targets: expected an integer dtype"):
+        linear_logprob(hidden, weight, targets.astype(jnp.float32))
+    with pytest.raises(NotImplementedError, match="'mosaic_gpu' is not one of 'auto', 'xla', 'reference'"):
+        linear_logprob(hidden, weight, targets, implementation="mosaic_gpu")  # type: ignore[arg-type]
