@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas import LinearLogprob, linear_logprob
 from rlx import reversible, weights
 from rlx.models import decoder
 
@@ -151,6 +152,19 @@ def _decoder_pad(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Callable[[Any]
     return (params, jnp.pad(ids, wide, constant_values=7), jnp.pad(mask, wide)), lambda logits: logits[:, 2:-1]
 
 
+def _token_log_probs(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    return decoder.token_log_probs(params, CONFIG, ids, attention_mask=mask)
+
+
+def _token_log_probs_pad(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Callable[[Any], Any]]:
+    return _decoder_pad(args)[0], lambda logp: logp[:, 2:-1]
+
+
+def _linear_logprob_args(key: jax.Array) -> tuple[Any, ...]:
+    k = jax.random.split(key, 3)
+    return normal(k[0], B, IN), normal(k[1], OUT, IN), jax.random.randint(k[2], (B,), 0, OUT)
+
+
 def _log_probs_args(key: jax.Array) -> tuple[Any, ...]:
     return 10 * normal(key, B, T, OUT), jax.random.randint(key, (B, T), 0, OUT)
 
@@ -192,6 +206,30 @@ CASES = [
         half=(0,),
         half_out=jnp.float32,
         pad=_decoder_pad,
+    ),
+    Case(
+        "decoder.token_log_probs",
+        _token_log_probs,
+        _decoder_args,
+        (False, True, True),
+        differentiable=(0,),
+        half=(0,),
+        half_out=jnp.float32,
+        pad=_token_log_probs_pad,
+    ),
+    Case(
+        "linear_logprob",
+        linear_logprob,
+        _linear_logprob_args,
+        (True, False, True),
+        differentiable=(0, 1),
+        half=(0, 1),
+        half_out=jnp.float32,
+        golden=(
+            (jnp.zeros((1, IN)), jnp.ones((4, IN)), jnp.array([1])),
+            LinearLogprob(*(np.array([x], np.float32) for x in (-np.log(4), np.log(4), np.log(4)))),
+            "by hand: four equal logits of 0",
+        ),
     ),
     Case(
         "decoder.log_probs",

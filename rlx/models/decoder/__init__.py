@@ -6,6 +6,7 @@ grow with depth), `extend` runs the same layers over a key-value cache, `generat
 
 from ._apply import apply as apply
 from ._apply import log_probs as log_probs
+from ._apply import token_log_probs as token_log_probs
 from ._cache import Cache as Cache
 from ._cache import empty_cache as empty_cache
 from ._cache import extend as extend

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from rlx import reversible
+from kernels_pallas import linear_logprob
+from rlx import reversible, weights
 from rlx._checks import check_dtype, check_shapes
 from rlx._numerics import wide
 
@@ -54,6 +55,48 @@ def apply(
       Vaswani et al. 2017; Zhang & Sennrich 2019 (RMS norm); Shazeer 2020 (gated MLP); Gomez et
       al. 2017 (the coupling).
     """
+    return _blocks.head(params, _hidden(params, config, input_ids, attention_mask, unroll))
+
+
+def token_log_probs(
+    params: Params, config: Config, input_ids: jax.Array, *, attention_mask: jax.Array | None = None
+) -> jax.Array:
+    """Log-probability of each token given those before it; no array of `[B, T, vocab_size]` exists.
+
+    Args:
+      params: as for `apply`.
+      config: the sizes.
+      input_ids: tokens `[B, T]`, T at least 2.
+      attention_mask: `[B, T]`, false for padding.
+
+    Returns:
+      `[B, T - 1]` float32, in nats: entry t is of token t + 1.
+
+    Raises:
+      TypeError: `input_ids` is not an integer array.
+      ValueError: the mask has another shape than the tokens.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from rlx.models import decoder
+      >>> config = decoder.Config(
+      ...     vocab_size=16, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+      ... )
+      >>> params = decoder.init(jax.random.key(0), config)
+      >>> decoder.token_log_probs(params, config, jnp.array([[1, 2, 3]])).shape
+      (1, 2)
+    """
+    mask = None if attention_mask is None else attention_mask[:, :-1]
+    hidden = _hidden(params, config, input_ids[:, :-1], mask, unroll=False)
+    table = weights.dense(params["model"]["embed_tokens"]["weight"])
+    out = linear_logprob(hidden.reshape(-1, hidden.shape[-1]), table, input_ids[:, 1:].reshape(-1))
+    return out.logp.reshape(hidden.shape[:2])
+
+
+def _hidden(
+    params: Params, config: Config, input_ids: jax.Array, attention_mask: jax.Array | None, unroll: bool
+) -> jax.Array:
+    """The normed sum of the two streams after the last layer, `[B, T, D]`."""
     check_shapes(input_ids=(input_ids, "BT"))
     check_dtype("integer", input_ids=input_ids)
     batch, length = input_ids.shape
@@ -77,14 +120,15 @@ def apply(
     x = _blocks.embed(params, input_ids)
     blocks = _blocks.halves(params["model"]["layers"])
     if not unroll:
-        y1, y2 = reversible.stack(reversible.additive(attention, mlp), blocks, (x, x))
-        return _blocks.head(params, y1, y2, config)
+        return _blocks.final_norm(
+            params, *reversible.stack(reversible.additive(attention, mlp), blocks, (x, x)), config
+        )
     y1 = y2 = x
     for layer in range(config.num_hidden_layers):
         p = jax.tree.map(lambda leaf, index=layer: leaf[index], blocks)
         y1 = y1 + attention(p["f"], y2, None)
         y2 = y2 + mlp(p["g"], y1, None)
-    return _blocks.head(params, y1, y2, config)
+    return _blocks.final_norm(params, y1, y2, config)
 
 
 def log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:

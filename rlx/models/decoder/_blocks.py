@@ -88,9 +88,13 @@ def embed(params: Params, input_ids: jax.Array) -> jax.Array:
     return weights.take(params["model"]["embed_tokens"]["weight"], input_ids)
 
 
-def head(params: Params, y1: jax.Array, y2: jax.Array, config: Config) -> jax.Array:
-    """Logits in float32 of the two streams' sum, normed; the head is the embedding."""
-    hidden = rms_norm(y1 + y2, params["model"]["norm"]["weight"], config.rms_norm_eps)
+def final_norm(params: Params, y1: jax.Array, y2: jax.Array, config: Config) -> jax.Array:
+    """The two streams' sum, normed: `[B, T, D]`."""
+    return rms_norm(y1 + y2, params["model"]["norm"]["weight"], config.rms_norm_eps)
+
+
+def head(params: Params, hidden: jax.Array) -> jax.Array:
+    """Logits in float32 or wider; the head is the embedding."""
     logits = weights.matmul(hidden, params["model"]["embed_tokens"]["weight"])
     return logits.astype(wide(logits.dtype))
 

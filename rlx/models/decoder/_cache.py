@@ -157,7 +157,7 @@ def _continue(
     x = _blocks.embed(params, input_ids)
     blocks = _blocks.halves(params["model"]["layers"])
     (y1, y2), (k, v) = lax.scan(layer, (x, x), (blocks, cache.keys, cache.values))
-    logits = _blocks.head(params, y1, y2, config)
+    logits = _blocks.head(params, _blocks.final_norm(params, y1, y2, config))
     logits = jnp.where(cache.length + length > slots, jnp.nan, logits)
     at = (0, 0, cache.length, 0, 0)
     return logits, Cache(
