@@ -120,9 +120,8 @@ def _hidden(
     x = _blocks.embed(params, input_ids)
     blocks = _blocks.halves(params["model"]["layers"])
     if not unroll:
-        return _blocks.final_norm(
-            params, *reversible.stack(reversible.additive(attention, mlp), blocks, (x, x)), config
-        )
+        y1, y2 = reversible.stack(reversible.additive(attention, mlp), blocks, (x, x))
+        return _blocks.final_norm(params, y1, y2, config)
     y1 = y2 = x
     for layer in range(config.num_hidden_layers):
         p = jax.tree.map(lambda leaf, index=layer: leaf[index], blocks)
