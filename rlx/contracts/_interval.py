@@ -168,6 +168,8 @@ def divide(a: Interval, b: Interval, dtype: Any) -> Interval:
     nan = nan or bool(np.any(np.isnan(quotients)))
     quotients = np.where(np.isnan(quotients), 0.0, quotients)
     low, high = np.min(quotients, axis=0), np.max(quotients, axis=0)
+    if b.is_point and np.all(_is_power_of_two(b.low)):
+        return settle(low, high, dtype, exact=np.dtype(dtype) != np.float64, nan=nan)
     # x / c may be computed as x * (1 / c): two roundings, which cannot pass a power of two outward
     kept_low = (low == 0) | (low < 0) & _is_power_of_two(low)
     kept_high = (high == 0) | (high > 0) & _is_power_of_two(high)
@@ -225,6 +227,8 @@ def _limits(dtype: Any) -> tuple[float, float, float] | None:
     """eps, the smallest normal and the largest number of a floating dtype; None for any other."""
     import ml_dtypes
 
+    if np.dtype(dtype).kind == "c":
+        raise Unsupported("complex numbers")
     try:
         info = ml_dtypes.finfo(np.dtype(dtype))
     except ValueError:
