@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx._checks import check_choice, check_dtype, check_shapes
+from rlx._numerics import wide
 
 
 def group_advantages(
@@ -42,7 +43,7 @@ def group_advantages(
     check_choice("kind", kind, ("grpo", "rloo", "drgrpo"))
     if size < 2:
         raise ValueError(f"rewards: G={size}; an advantage within a group needs G >= 2 completions a prompt")
-    rewards = rewards.astype(jnp.promote_types(rewards.dtype, jnp.float32))
+    rewards = rewards.astype(wide(rewards.dtype))
     centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
     if kind == "drgrpo":
         return centred

@@ -5,6 +5,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from rlx._numerics import wide
+
 Reduce = Literal["mean", "sum"]
 
 
@@ -17,6 +19,6 @@ def masked_reduce(values: jax.Array, mask: jax.Array, reduce: Reduce) -> jax.Arr
 
 def masked_difference(a: jax.Array, b: jax.Array, mask: jax.Array) -> jax.Array:
     """`a - b` in float32 or wider where the mask holds, else 0: what lies in the padding never overflows."""
-    dtype = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+    dtype = wide(a.dtype, b.dtype)
     kept = mask.astype(jnp.bool_)
     return jnp.where(kept, a.astype(dtype), 0.0) - jnp.where(kept, b.astype(dtype), 0.0)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx._checks import check_choice, check_dtype, check_shapes
+from rlx._numerics import wide
 
 
 def preference_loss(
@@ -50,9 +51,9 @@ def preference_loss(
     check_shapes(**{name: (value, "B") for name, value in arrays.items()})
     check_dtype("floating", **arrays)
     check_choice("kind", kind, ("dpo", "ipo"))
-    dtype = jnp.promote_types(jnp.result_type(*arrays.values()), jnp.float32)
-    wide = {name: value.astype(dtype) for name, value in arrays.items()}
-    margin = (wide["chosen"] - wide["ref_chosen"]) - (wide["rejected"] - wide["ref_rejected"])
+    dtype = wide(*(value.dtype for value in arrays.values()))
+    values = {name: value.astype(dtype) for name, value in arrays.items()}
+    margin = (values["chosen"] - values["ref_chosen"]) - (values["rejected"] - values["ref_rejected"])
     beta = jnp.asarray(beta, dtype)
     if kind == "ipo":
         return jnp.square(margin - 1.0 / (2.0 * beta))

@@ -161,7 +161,7 @@ def _clamp(equation: Any, low: Interval, a: Interval, high: Interval) -> Interva
     return _min(equation, _max(equation, a, low), high)
 
 
-# elementary functions: monotone, a few units in the last place, exact at one point, inside their mathematical range
+# elementary functions: monotone, a few units in the last place, exact at 0 or 1, inside their mathematical range
 
 
 def _monotone(
@@ -170,14 +170,17 @@ def _monotone(
     least: float = -np.inf,
     most: float = np.inf,
     *,
-    exact_at: float = 0.0,
+    exact_at: tuple[float, ...] = (0.0,),
     ulps: float = 8.0,
 ) -> None:
     def rule(equation: Any, a: Interval) -> Interval:
         with np.errstate(all="ignore"):
             low, high = fn(a.low), fn(a.high)
             out = iv.settle(low, high, _dtype(equation), exact=False, nan=a.nan, ulps=ulps)
-        low, high = np.where(a.low == exact_at, low, out.low), np.where(a.high == exact_at, high, out.high)
+        low, high = (
+            np.where(np.isin(a.low, exact_at), low, out.low),
+            np.where(np.isin(a.high, exact_at), high, out.high),
+        )
         return Interval(np.clip(low, least, most), np.clip(high, least, most), out.nan)
 
     _RULES[name] = rule
@@ -199,9 +202,9 @@ _monotone("expm1", np.expm1, -1.0)
 _monotone("tanh", np.tanh, -1.0, 1.0, ulps=16.0)
 _monotone("logistic", _logistic, 0.0, 1.0, ulps=16.0)
 _monotone("erf", _erf, -1.0, 1.0, ulps=16.0)
-_monotone("log", np.log, exact_at=1.0)  # of a number below 0: NaN, which settle sees
+_monotone("log", np.log, exact_at=(1.0,))  # of a number below 0: NaN, which settle sees
 _monotone("log1p", np.log1p)
-_monotone("sqrt", np.sqrt, 0.0)
+_monotone("sqrt", np.sqrt, 0.0, exact_at=(0.0, 1.0))
 _monotone("cbrt", np.cbrt)
 _monotone("atan", np.arctan, -2.0, 2.0)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx._checks import is_array
+from rlx._numerics import wide
 
 from ._contract import RELATIONS, Batch, Chance, Constraint, Contract, Term, all_terms, name_of, naming_problems
 
@@ -114,13 +115,13 @@ def term_values(term: Term, batch: Batch) -> jax.Array:
     if value.ndim != (1 if term.level == "sequence" else 2):
         raise ValueError(f"term {term.name!r}: fn returned shape {value.shape}, level {term.level!r} means {dims}")
     floating = jnp.issubdtype(value.dtype, jnp.floating)
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32) if floating else jnp.float32)
+    return value.astype(wide(value.dtype) if floating else jnp.float32)
 
 
 def _evaluate(contract: Contract, params: Params, batch: Batch) -> RewardOut:
     terms = all_terms(contract)
     raw = {name: term_values(term, batch) for name, term in terms.items()}
-    dtype = jnp.result_type(*{value.dtype for value in raw.values()})
+    dtype = wide(*(value.dtype for value in raw.values()))
     raw = {name: value.astype(dtype) for name, value in raw.items()}
     sizes = {value.shape[0] for value in raw.values()}
     if len(sizes) > 1:

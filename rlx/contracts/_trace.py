@@ -43,6 +43,14 @@ class _Reader(dict):
         raise _Unread(name)
 
 
+# a term may hand its batch on to a function under jit or checkpoint
+jax.tree_util.register_pytree_node(
+    _Reader,
+    lambda reader: ([reader[name] for name in sorted(reader)], tuple(sorted(reader))),
+    lambda names, values: _Reader(zip(names, values, strict=True)),
+)
+
+
 def signal_spec(signal: Signal) -> jax.ShapeDtypeStruct:
     """A shape and dtype for a declared signal: B=4, T=32, other letters 8, numbers as they are."""
     shape = tuple(dim if isinstance(dim, int) else _SIZES.get(dim, 8) for dim in signal.dims)

@@ -54,8 +54,8 @@ def verify(contract: Contract, batch: Mapping[str, Any] | None = None, *, seed: 
     The proof is about IEEE arithmetic in the traced dtypes and shapes, sums in any order, multiply-adds fused or not,
     a quotient by a constant as a product; a device that multiplies matrices in TF32 or bfloat16 needs
     `precision="highest"` for it. exp, log and the like are taken as monotone, accurate to 8 (tanh, logistic, erf: 16)
-    units in the last place, exact at 0 (log: at 1) and inside their mathematical range. A signal without a declared
-    range may be anything that its dtype holds, NaN included. Sampling proves nothing: without a proof or a
+    units in the last place, exact at 0 (log at 1, sqrt at both) and inside their mathematical range. A signal without
+    a declared range may be anything that its dtype holds, NaN included. Sampling proves nothing: without a proof or a
     counterexample the verdict is "UNKNOWN".
 
     Args:

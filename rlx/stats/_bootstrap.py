@@ -1,6 +1,7 @@
 """Uncertainty of any statistic, by resampling what was observed."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -67,16 +68,13 @@ def bootstrap(
     if shape != ():
         raise ValueError(f"statistic: returned shape {shape}, expected a scalar")
 
-    def resampled(row_key: jax.Array) -> jax.Array:
-        return statistic(x[jax.random.randint(row_key, (rows,), 0, rows)])
-
-    piece = max(1, min(resamples, _AT_ONCE // x.size))
-    keys = jax.random.split(key, resamples)
-    values = np.asarray(jax.lax.map(resampled, keys, batch_size=piece), np.float64)
+    values = np.asarray(_resample(x, jax.random.split(key, resamples), statistic), np.float64)
     estimate = float(statistic(x))
     tails = np.array([0.5 - 0.5 * level, 0.5 + 0.5 * level])
     if method == "bca":
-        tails = _bca_tails(estimate, values, _jackknife(x, statistic), scipy.special.ndtri(tails))
+        tails = _bca_tails(
+            estimate, values, np.asarray(_jackknife(x, statistic), np.float64), scipy.special.ndtri(tails)
+        )
     ci: Any = (np.nan, np.nan) if np.any(np.isnan(tails)) else tuple(float(q) for q in np.quantile(values, tails))
     return Estimate(
         estimate=estimate,
@@ -89,7 +87,18 @@ def bootstrap(
     )
 
 
-def _jackknife(x: jax.Array, statistic: Callable[[jax.Array], jax.Array]) -> np.ndarray:
+@partial(jax.jit, static_argnames="statistic")
+def _resample(x: jax.Array, keys: jax.Array, statistic: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The statistic of rows drawn with replacement, once a key."""
+    rows = x.shape[0]
+    piece = max(1, min(len(keys), _AT_ONCE // x.size))
+    return jax.lax.map(
+        lambda row_key: statistic(x[jax.random.randint(row_key, (rows,), 0, rows)]), keys, batch_size=piece
+    )
+
+
+@partial(jax.jit, static_argnames="statistic")
+def _jackknife(x: jax.Array, statistic: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """The statistic without each row in turn."""
     rows = x.shape[0]
     kept = jnp.arange(rows - 1)
@@ -98,7 +107,7 @@ def _jackknife(x: jax.Array, statistic: Callable[[jax.Array], jax.Array]) -> np.
         return statistic(x[kept + (kept >= i).astype(kept.dtype)])
 
     piece = max(1, min(rows, _AT_ONCE // x.size))
-    return np.asarray(jax.lax.map(without, jnp.arange(rows), batch_size=piece), np.float64)
+    return jax.lax.map(without, jnp.arange(rows), batch_size=piece)
 
 
 def _bca_tails(estimate: float, values: np.ndarray, jackknife: np.ndarray, z: np.ndarray) -> np.ndarray:
