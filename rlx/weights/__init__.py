@@ -18,3 +18,4 @@ from ._operations import dense as dense
 from ._operations import matmul as matmul
 from ._operations import take as take
 from ._per_example import PerExample as PerExample
+from ._quantized import QuantizedWeight as QuantizedWeight

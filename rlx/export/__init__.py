@@ -1,0 +1,14 @@
+"""Ship it: TensorFlow Lite through jax2tf, StableHLO, and run what was exported.
+
+    export.to_tflite({"logits": (fn, [jax.ShapeDtypeStruct((1, 64), jnp.int32)])}, "model.tflite")
+    logits, = export.run_tflite("model.tflite", "logits", ids)
+
+`fn` closes over its parameters. Quantised weights go into the file code for code.
+"""
+
+from ._stablehlo import load_stablehlo as load_stablehlo
+from ._stablehlo import to_stablehlo as to_stablehlo
+from ._tflite import Exported as Exported
+from ._tflite import to_tflite as to_tflite
+from ._tflite_run import TFLite as TFLite
+from ._tflite_run import run_tflite as run_tflite
