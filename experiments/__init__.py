@@ -1,0 +1,1 @@
+"""One file a result: a frozen configuration, a command, and the numbers to expect."""
