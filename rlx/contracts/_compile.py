@@ -137,10 +137,10 @@ def _evaluate(contract: Contract, params: Params, batch: Batch) -> RewardOut:
     for k, stakeholder in enumerate(contract.stakeholders):
         used = [n for n, name in enumerate(names) if name in stakeholder.utility]
         columns.append(sum(params["utility"][k, n] * reduced[names[n]] for n in used))
-    utilities = jnp.stack(columns, axis=-1)
+    utilities = jnp.stack(columns).T  # rows of [B] are vectors, columns of K are not
     batch_size = utilities.shape[0]
     costs = [_cost(c, reduced[name_of(c.term)], params["levels"][m]) for m, c in enumerate(contract.constraints)]
-    costs = jnp.stack(costs, axis=-1) if costs else jnp.zeros((batch_size, 0), dtype)
+    costs = jnp.stack(costs).T if costs else jnp.zeros((batch_size, 0), dtype)
     thresholds = jnp.broadcast_to(params["thresholds"], costs.shape)
 
     def aggregate(u: jax.Array) -> jax.Array:

@@ -1,13 +1,26 @@
 """Verdicts: what is proved holds on random inputs, what is refuted reproduces, and nothing else is claimed."""
 
 import dataclasses
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlx.contracts import Chance, Contract, Expect, MaxMin, Nash, Signal, Stakeholder, Term, WeightedSum, verify
+from rlx.contracts import (
+    Chance,
+    Contract,
+    Expect,
+    MaxMin,
+    Nash,
+    Signal,
+    Stakeholder,
+    Term,
+    WeightedSum,
+    _interval,
+    verify,
+)
 from rlx.contracts._compile import term_values
 
 SIGNALS = {
@@ -101,6 +114,7 @@ REFUTED = {
         0,
         1,
     ),
+    "NaN that was clipped": (lambda b: jnp.clip(jnp.sqrt(b["x"][:, 0]), 0, 1), 0, 1),
     "log 0": (lambda b: jnp.log(b["p"][:, 0]), -1e6, 0),
     "undeclared range": (lambda b: b["free"][:, 0], 0, 1),
     "no rule, still refuted": (lambda b: jnp.abs(jnp.fft.fft(b["p"]))[:, 0], 0, 1),
@@ -134,6 +148,36 @@ def test_unknown_is_not_passed(name):
     check = find(verify(contract_of(fn, low, high)), "range:x")
     assert check.verdict == "UNKNOWN", check.detail
     assert check.counterexample is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["add", "multiply", "divide"])
+def test_intervals_hold_the_exact_and_the_rounded_result(name, dtype):
+    """Of known numbers, against rational arithmetic: the interval is narrow and holds both."""
+    rng = np.random.default_rng(0)
+    exact = {"add": Fraction.__add__, "multiply": Fraction.__mul__, "divide": Fraction.__truediv__}[name]
+    operation = {"add": jnp.add, "multiply": jnp.multiply, "divide": jnp.divide}[name]
+    a, b = (np.asarray(rng.normal(size=200) * 10.0 ** rng.integers(-6, 6, 200), dtype) for _ in range(2))
+    rounded = np.asarray(operation(jnp.asarray(a), jnp.asarray(b)), np.float64)
+    found = getattr(_interval, name)(_interval.point(a), _interval.point(b), np.dtype(dtype))
+    eps = float(jnp.finfo(dtype).eps)
+    for i in range(200):
+        low, high = Fraction(float(found.low[i])), Fraction(float(found.high[i]))
+        truth = exact(Fraction(float(a[i])), Fraction(float(b[i])))
+        assert low <= truth <= high
+        assert low <= Fraction(float(rounded[i])) <= high
+        assert high - low <= abs(truth) * 16 * Fraction(eps)
+
+
+def test_sums_hold_every_order():
+    values = (np.random.default_rng(0).normal(size=300) * 1e3).astype(np.float32)
+    found = _interval.total(_interval.point(values), (0,), np.dtype(np.float32))
+    exact = sum(Fraction(float(v)) for v in values)
+    orders = [np.cumsum(values, dtype=np.float32)[-1], np.cumsum(np.sort(values), dtype=np.float32)[-1], values.sum()]
+    for value in (exact, *(Fraction(float(order)) for order in orders)):
+        assert Fraction(float(found.low)) <= value <= Fraction(float(found.high))
+    ones = _interval.total(_interval.point(np.ones(300, np.float32)), (0,), np.dtype(np.float32))
+    assert (float(ones.low), float(ones.high)) == (300.0, 300.0)
 
 
 def test_a_fused_quotient_is_not_proved():
