@@ -5,7 +5,6 @@ A new public function is entered here: what to call it with, which arguments are
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,41 +15,10 @@ from kernels_pallas import LinearLogprob, linear_logprob
 from rlx import reversible, weights
 from rlx.models import decoder
 
-B, T, IN, OUT, RANK = 8, 3, 6, 10, 2
+from . import alignment
+from .case import B, Case, normal
 
-
-@dataclass(frozen=True)
-class Case:
-    """One function under the laws.
-
-    Attributes:
-      name: shown by pytest.
-      fn: the function of arrays and pytrees.
-      make: `make(key) -> args`; two keys give args of the same shapes.
-      batch: per argument, whether axis 0 is independent examples (all leaves), else it is shared.
-      differentiable: positions of the arguments to differentiate.
-      half: positions of the arguments that may come in bfloat16, or None where it makes no sense;
-        the result keeps the dtype, unless `half_out` says otherwise.
-      golden: `(args, expected, source)`.
-      pad: `pad(args) -> (padded args, cut)`: `cut(result)` must equal the result without padding.
-      gradient_is_detached: part of the function is deliberately not differentiated, so finite
-        differences do not apply; the area's own test has the oracle.
-    """
-
-    name: str
-    fn: Callable[..., Any]
-    make: Callable[[jax.Array], tuple[Any, ...]]
-    batch: tuple[bool, ...]
-    differentiable: tuple[int, ...] = ()
-    half: tuple[int, ...] | None = None
-    half_out: Any = jnp.bfloat16
-    golden: tuple[tuple[Any, ...], Any, str] | None = None
-    pad: Callable[[tuple[Any, ...]], tuple[tuple[Any, ...], Callable[[Any], Any]]] | None = None
-    gradient_is_detached: bool = False
-
-
-def normal(key: jax.Array, *shape: int) -> jax.Array:
-    return jax.random.normal(key, shape, jnp.float32)
+T, IN, OUT, RANK = 3, 6, 10, 2
 
 
 def dense_weight(key: jax.Array) -> jax.Array:
@@ -245,4 +213,5 @@ CASES = [
             "by hand: the logits are log-probabilities already",
         ),
     ),
+    *alignment.CASES,
 ]
