@@ -87,7 +87,8 @@ def _page(report: Report) -> str:
         _image(9, 2.5, lambda axis: _plot_certificates(axis, report)),
         f"<p class=quiet>{constrained['n']:,} fresh completions of held-out prompts for each policy. The bars are "
         f"bounds that hold together with probability {1 - alpha:g} however often one looks (betting confidence "
-        f"sequence, {alpha / 2:g} a side). They speak of this cost on this distribution of prompts, of nothing else.</p>",
+        f"sequence, {alpha / 2:g} a side). They speak of this cost on this distribution of prompts,"
+        " of nothing else.</p>",
         "<h2>The language model</h2>",
         _image(9, 3.2, lambda axis: _plot_model(axis, report)),
         "<h2>Training under the contract</h2>",
