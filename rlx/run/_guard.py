@@ -47,7 +47,10 @@ def became_non_finite(old: Any, new: Any) -> jax.Array:
 
 
 def guard(
-    step_fn: Callable[[Any, Any, Any], tuple[Any, dict[str, Any]]], *, watch: tuple[str, ...] = ("loss",)
+    step_fn: Callable[[Any, Any, Any], tuple[Any, dict[str, Any]]],
+    *,
+    watch: tuple[str, ...] = ("loss",),
+    jit_select: bool = False,
 ) -> Callable[[Any, GuardState, Any, Any], tuple[Any, GuardState, dict[str, Any]]]:
     """Wrap a training step so that an update that is not finite leaves the state as it was.
 
@@ -63,25 +66,32 @@ def guard(
     Args:
       step_fn: `(state, batch, step) -> (state, metrics)`.
       watch: metrics that count too, where `step_fn` returns them; the state always counts.
+      jit_select: compile the choice between the old state and the new; for a step that is not traced as a whole.
     Returns:
       `(state, guard_state, batch, step) -> (state, guard_state, metrics)`, where metrics has `skipped` besides.
     Raises:
       ValueError: while tracing, the step changes a leaf's shape or dtype or the keys of the state; names the leaf.
     """
 
+    select = jax.jit(_select) if jit_select else _select
+
     def guarded(state: Any, counts: GuardState, batch: Any, step: Any) -> tuple[Any, GuardState, dict[str, Any]]:
         new, metrics = step_fn(state, batch, step)
         _check_same(state, new)
-        bad = became_non_finite(state, new)
-        for name in watch:
-            if name in metrics:
-                bad |= ~jnp.all(jnp.isfinite(metrics[name]))
-        kept = jax.tree.map(lambda after, before: jnp.where(bad, before, after), new, state)
-        consecutive = jnp.where(bad, counts.consecutive + 1, 0)
-        counts = GuardState(consecutive=consecutive, skipped=counts.skipped + bad.astype(jnp.int32))
+        watched = [jnp.asarray(metrics[name]) for name in watch if name in metrics]
+        kept, counts = select(state, new, watched, counts)
         return kept, counts, {**metrics, "skipped": counts.skipped}
 
     return guarded
+
+
+def _select(old: Any, new: Any, watched: list[jax.Array], counts: GuardState) -> tuple[Any, GuardState]:
+    bad = became_non_finite(old, new)
+    for value in watched:
+        bad |= ~jnp.all(jnp.isfinite(value))
+    kept = jax.tree.map(lambda after, before: jnp.where(bad, before, after), new, old)
+    consecutive = jnp.where(bad, counts.consecutive + 1, 0)
+    return kept, GuardState(consecutive=consecutive, skipped=counts.skipped + bad.astype(jnp.int32))
 
 
 def _check_same(old: Any, new: Any) -> None:

@@ -1,9 +1,10 @@
 """What a checkpoint says about itself: a sha256 for each leaf, and one for the manifest."""
 
-import asyncio
 import hashlib
 import json
 import logging
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def record(leaf: Any) -> tuple[dict[str, Any], np.ndarray | None]:
         return {"kind": kind, "value": text, "sha256": digest}, None
     if is_key(leaf):
         array = np.array(jax.random.key_data(leaf))
-        entry: dict[str, Any] = {"kind": "key", "dtype": str(jax.random.key_impl(leaf)), "shape": list(leaf.shape)}
+        entry: dict[str, Any] = {"kind": "key", "dtype": str(leaf.dtype), "shape": list(leaf.shape)}
+        entry["impl"] = str(jax.random.key_impl(leaf))
     else:
         array = np.array(leaf)  # a copy: the buffer may be donated while it is still being written
         entry = {"kind": "array", "dtype": str(array.dtype), "shape": list(array.shape)}
@@ -119,7 +121,7 @@ def read_leaves(directory: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """
     entries: dict[str, dict[str, Any]] = manifest["leaves"]
     stored = [path for path, entry in entries.items() if "value" not in entry and np.prod(entry["shape"]) > 0]
-    arrays = _read_arrays(directory / str(manifest["step"]) / "state", stored)
+    arrays = _read_arrays(directory.absolute() / str(manifest["step"]) / "state", stored)
     leaves = {}
     for path, entry in entries.items():
         try:
@@ -153,7 +155,7 @@ def _leaf(entry: dict[str, Any], array: np.ndarray | None) -> Any:
     if kind == "key":
         if array is None:
             raise ValueError("an empty array of keys cannot be restored")
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=entry["dtype"])
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=entry["impl"])
     dtype = jnp.dtype(entry["dtype"])
     if array is None:
         return np.zeros(entry["shape"], dtype)
@@ -199,17 +201,13 @@ def check_template(template: Any, entries: dict[str, dict[str, Any]], step: int)
 def _kind(entry: dict[str, Any]) -> str:
     if "value" in entry:
         return f"a Python {entry['kind']}"
-    name = f"key<{entry['dtype']}>" if entry["kind"] == "key" else entry["dtype"]
-    return f"{name}{entry['shape']}"
+    return f"{entry['dtype']}{entry['shape']}"
 
 
 def _kind_of(leaf: Any) -> str:
     if isinstance(leaf, (bool, int, float, str)):
         return f"a Python {type(leaf).__name__}"
-    if is_key(leaf):
-        impl = str(jax.random.key_impl(leaf)) if isinstance(leaf, jax.Array) else str(leaf.dtype)[4:-1]
-        return f"key<{impl}>{list(leaf.shape)}"
-    return f"{jnp.dtype(leaf.dtype)}{list(leaf.shape)}"
+    return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def place(template: Any, leaves: dict[str, Any]) -> Any:
@@ -227,11 +225,23 @@ def place(template: Any, leaves: dict[str, Any]) -> Any:
 
 
 class _Quiet:
-    """Keeps asyncio from logging the futures that orbax leaves behind when a file is damaged."""
+    """Keeps what orbax leaves behind when a file is damaged from being printed.
+
+    It closes its event loop at the first bad leaf; TensorStore's threads then report each leaf that was still
+    being read to the closed loop, which nobody can catch.
+    """
 
     def __enter__(self) -> None:
-        self._level = logging.getLogger(asyncio.__name__).level
-        logging.getLogger(asyncio.__name__).setLevel(logging.CRITICAL + 1)
+        self._level, self._hook = logging.getLogger("asyncio").level, sys.unraisablehook
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+        sys.unraisablehook = self._unraisable
 
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger(asyncio.__name__).setLevel(self._level)
+    def _unraisable(self, found: Any) -> None:
+        if not (isinstance(found.exc_value, RuntimeError) and "Event loop is closed" in str(found.exc_value)):
+            self._hook(found)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            time.sleep(0.1)  # the threads report within milliseconds
+        sys.unraisablehook = self._hook
+        logging.getLogger("asyncio").setLevel(self._level)

@@ -65,6 +65,10 @@ class Metrics:
                     writer.add_scalar(name, value, step, walltime=time)
         return plain
 
+    def rows(self, stage: str | None = None) -> list[dict[str, Any]]:
+        """The lines written up to now, of one stage or of all; see `read_metrics`."""
+        return read_metrics(self._path.parent, stage)
+
     def cut(self, stage: str, after: int) -> int:
         """Remove a stage's lines beyond a step, since they will be written again; return how many there were."""
         lines = list(json_lines(self._path))

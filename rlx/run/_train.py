@@ -36,7 +36,7 @@ def train(
     counts = _counts(stage.extra.get("guard"))
     if stage.saved is None:  # there is always a step to go back to
         stage.save(0, state, data_iterator=data_iterator, force=True, extra={"guard": _plain(counts)})
-    update = guard(step_fn, watch=watch)
+    update = guard(step_fn, watch=watch, jit_select=not jit)
     if jit:
         update = jax.jit(update, donate_argnums=(0, 1))
 
