@@ -115,6 +115,8 @@ def ship(config: "Config", base: Any, delta: Any, text: topics.Text, directory: 
         "bytes": written.bytes,
         "float_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(merged)),
         "max_abs_error": float(np.abs(result - expected).max()),
+        "mean_abs_error": float(np.abs(result - expected).mean()),
+        "largest_logit": float(np.abs(expected).max()),
         "greedy_agreement": float((greedy == expected.argmax(-1)).mean()),
         "greedy_agreement_float": float((greedy == exact.argmax(-1)).mean()),
         "positions": int(greedy.size),

@@ -110,7 +110,11 @@ def _page(report: Report) -> str:
             ["", "value"],
             [
                 ["int8 TFLite file", f"{tflite['bytes']:,} bytes (float: {tflite['float_bytes']:,})"],
-                ["largest difference of logits, LiteRT against JAX", f"{tflite['max_abs_error']:.3g}"],
+                [
+                    "difference of logits, LiteRT against JAX in int8",
+                    f"mean {tflite['mean_abs_error']:.2g}, largest {tflite['max_abs_error']:.2g} "
+                    f"(where an activation's code flips), of logits up to {tflite['largest_logit']:.0f}",
+                ],
                 ["equal greedy tokens", f"{tflite['greedy_agreement']:.3%} of {tflite['positions']:,} positions"],
                 ["one call, one thread", f"{tflite['ms_per_call']:.2f} ms"],
             ],

@@ -5,7 +5,9 @@ topic is train or held-out by the sha256 of its key, one in ten by number. The t
 between Python's patch versions, so a run prints its sha256.
 """
 
+import contextlib
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +78,9 @@ def load(data_dir: str | Path) -> Text:
     digest = hashlib.sha256("\n".join(source().values()).encode()).hexdigest()
     # Another Python has another text, so each text has a directory of its own.
     builder = Topics(data_dir=str(Path(data_dir) / digest[:16]), file_format="array_record")
-    tfds.disable_progress_bar()  # 80 records need none
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    tfds.disable_progress_bar()  # 79 records need none, nor the lines that tfds prints
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     return Text(_joined(builder, "train"), _joined(builder, "heldout"), digest)
 
 

@@ -31,6 +31,7 @@ class TFLite:
             raise ValueError(f"path: {path} is not a TensorFlow Lite file")
         with quiet():
             self._interpreter = Interpreter(model_content=content, num_threads=threads)
+            self._interpreter.allocate_tensors()  # says which delegate it made
             names = self._interpreter.get_signature_list()
             self._runners = {name: self._interpreter.get_signature_runner(name) for name in names}
 
