@@ -27,6 +27,7 @@ from ._manifest import (
     step_numbers,
     tree_digest,
 )
+from ._quiet import Quiet
 
 _DELETED = ".deleted-"
 
@@ -94,6 +95,7 @@ class VerifiedCheckpointer:
         self.keep, self.save_every = keep, save_every
         self._tell = on_event or (lambda kind, **data: None)
         self._manager: ocp.CheckpointManager | None = None
+        self._quiet: Quiet | None = None
 
     def steps(self) -> list[int]:
         """The steps there are, oldest first, verified or not; one still being written is not among them."""
@@ -214,6 +216,9 @@ class VerifiedCheckpointer:
         if manager is not None:
             with suppress(StorageError), on_disk("closing"):
                 manager.close()
+        quiet, self._quiet = self._quiet, None
+        if quiet is not None:
+            quiet.__exit__(None)
 
     def __enter__(self) -> "VerifiedCheckpointer":
         return self
@@ -234,6 +239,7 @@ class VerifiedCheckpointer:
                     path.rmdir()
                 elif path.name.startswith(_DELETED):
                     shutil.rmtree(path)
+            self._quiet = Quiet().__enter__()
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(max_to_keep=None, cleanup_tmp_directories=True),

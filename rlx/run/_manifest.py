@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import logging
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from rlx._tree import leaf_sha256, named_leaves, path_name
 
 from ._exits import CheckpointMismatch
 from ._files import canonical, strict_loads
+from ._quiet import Quiet
 
 # TensorStore has no array of these; their bytes are stored.
 _STORED_AS_BYTES = ("int2", "uint2", "int4", "uint4", "float4", "float6", "float8")
@@ -139,7 +137,7 @@ def _read_arrays(folder: Path, stored: list[str]) -> dict[str, np.ndarray]:
         return {}
     restore_args = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in stored}
     try:
-        with _Quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with Quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=restore_args))
     except MemoryError:
         raise
@@ -222,26 +220,3 @@ def place(template: Any, leaves: dict[str, Any]) -> Any:
         return value[()] if isinstance(like, np.generic) else value
 
     return jax.tree_util.tree_map_with_path(put, template)
-
-
-class _Quiet:
-    """Keeps what orbax leaves behind when a file is damaged from being printed.
-
-    It closes its event loop at the first bad leaf; TensorStore's threads then report each leaf that was still
-    being read to the closed loop, which nobody can catch.
-    """
-
-    def __enter__(self) -> None:
-        self._level, self._hook = logging.getLogger("asyncio").level, sys.unraisablehook
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
-        sys.unraisablehook = self._unraisable
-
-    def _unraisable(self, found: Any) -> None:
-        if not (isinstance(found.exc_value, RuntimeError) and "Event loop is closed" in str(found.exc_value)):
-            self._hook(found)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            time.sleep(0.1)  # the threads report within milliseconds
-        sys.unraisablehook = self._hook
-        logging.getLogger("asyncio").setLevel(self._level)

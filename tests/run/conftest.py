@@ -25,11 +25,13 @@ def start(tmp_path: Path) -> Callable[..., Process]:
     """Starts the job in a directory with flags."""
     started: list[Process] = []
 
-    def go(directory: Path, *flags: str, **options: object) -> Process:
+    def go(directory: Path, *flags: str, largest_file: int | None = None) -> Process:
         command = [sys.executable, "-W", "error", str(JOB), "--directory", str(directory), *flags]
+        if largest_file is not None:  # in KiB
+            command = ["bash", "-c", f'ulimit -f {largest_file} && exec "$@"', "bash", *command]
         environment = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = Process(command, env=environment, cwd=tmp_path, **pipes, **options)
+        process = Process(command, env=environment, cwd=tmp_path, **pipes)
         started.append(process)
         return process
 
