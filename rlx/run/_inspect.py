@@ -24,7 +24,7 @@ class Inspection:
     lines: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join(line if len(line) <= 80 else f"{line[:77]}..." for line in self.lines)
+        return "\n".join(part for line in self.lines for part in _wrap(line, "     "))
 
 
 def _chain(directory: Path) -> ChainReport | None:
@@ -48,7 +48,7 @@ def verify(directory: str | Path, *, head: str | None = None) -> Inspection:
     directory = Path(directory)
     chain = _chain(directory)
     if chain is None:
-        return Inspection(ok=False, lines=(f"{directory} is not a run: it has no events.jsonl",))
+        return Inspection(ok=False, lines=(f"not a run, it has no events.jsonl: {directory}",))
     lines: list[str] = []
     bad = 0
 
@@ -144,7 +144,7 @@ def status(directory: str | Path) -> Inspection:
     directory = Path(directory)
     chain = _chain(directory)
     if chain is None:
-        return Inspection(ok=False, lines=(f"{directory} is not a run: it has no events.jsonl",))
+        return Inspection(ok=False, lines=(f"not a run, it has no events.jsonl: {directory}",))
     alive = running(directory)
     last = chain.entries[-1] if chain.entries else {"kind": "", "data": {}}
     if alive:
@@ -157,7 +157,7 @@ def status(directory: str | Path) -> Inspection:
         state = "finished" if good else f"stopped with exit code {code}"
     lines = [f"{directory.name}: {state}"]
     if last["kind"] == "end" and last["data"]["reason"] and not alive:
-        lines += _wrap(last["data"]["reason"], "  ")
+        lines.append(f"  {last['data']['reason']}")
     lines += _stage_lines(directory, chain)
     rollbacks, damaged = len(_of(chain, "rollback")), len(_of(chain, "checkpoint-damaged"))
     starts = len(_of(chain, "start"))
@@ -200,7 +200,9 @@ def _is_number(value: Any) -> bool:
 def _wrap(text: str, indent: str) -> list[str]:
     import textwrap
 
-    return textwrap.wrap(text, 80, initial_indent=indent, subsequent_indent=indent)
+    if len(text) <= 80:
+        return [text]
+    return textwrap.wrap(text, 80, subsequent_indent=indent, break_on_hyphens=False, replace_whitespace=False)
 
 
 def read_result(directory: str | Path, name: str) -> Any:

@@ -80,6 +80,7 @@ def test_not_finite_rolls_back_then_exits_70(tmp_path: Path, start: Any) -> None
     assert "stopped with exit code 70" in str(found)
 
 
+@pytest.mark.slow
 @pytest.mark.multiproc
 def test_a_full_disk_exits_74_and_the_run_goes_on(tmp_path: Path, start: Any) -> None:
     # As large as every file may be: enough for the logs, not for a checkpoint's arrays.

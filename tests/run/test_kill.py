@@ -74,6 +74,7 @@ def test_killed_once_ends_the_same(tmp_path: Path, start: Any, whole: Any) -> No
     assert status(directory).ok
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_exits_75(tmp_path: Path, start: Any, whole: Any) -> None:
     directory = tmp_path / "run"
     process = start(directory, "--sleep", "0.02")
@@ -90,6 +91,7 @@ def test_a_signal_saves_and_exits_75(tmp_path: Path, start: Any, whole: Any) -> 
     check_equal(directory, out, whole)
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused(tmp_path: Path, start: Any) -> None:
     directory = tmp_path / "run"
     first = start(directory, "--sleep", "0.05")
