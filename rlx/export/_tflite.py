@@ -62,9 +62,13 @@ def to_tflite(signatures: Mapping[str, Signature], path: str | Path) -> Exported
         (names it), or a quantised weight that did not become one fully connected operation.
 
     Example:
-      >>> import jax, jax.numpy as jnp                       # doctest: +SKIP
-      >>> arguments = [jax.ShapeDtypeStruct((1, 4), jnp.float32)]  # doctest: +SKIP
-      >>> to_tflite({"double": (lambda x: 2 * x, arguments)}, "double.tflite")  # doctest: +SKIP
+      >>> import tempfile, jax, jax.numpy as jnp
+      >>> from rlx import export
+      >>> arguments = [jax.ShapeDtypeStruct((1, 4), jnp.float32)]
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     written = export.to_tflite({"double": (lambda x: 2 * x, arguments)}, f"{folder}/double.tflite")
+      ...     export.run_tflite(written.path, "double", jnp.ones((1, 4)))[0].tolist()
+      [[2.0, 2.0, 2.0, 2.0]]
     """
     if not signatures:
         raise ValueError("signatures: at least one is needed")
