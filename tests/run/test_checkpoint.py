@@ -287,6 +287,15 @@ def test_donated_memory_is_copied_before_save_returns(tmp_path: Path) -> None:
     assert [report.ok for report in verify_checkpoints(tmp_path / "c")] == [True] * 6
 
 
+def test_a_numpy_array_may_change_after_save_returns(tmp_path: Path) -> None:
+    x = np.zeros(4_000_000, np.float32)
+    with VerifiedCheckpointer(tmp_path / "c", keep=9) as checkpoints:
+        for index in range(4):
+            checkpoints.save(index, {"x": x})
+            x += 1
+    assert [report.ok for report in verify_checkpoints(tmp_path / "c")] == [True] * 4
+
+
 def test_all_kinds_of_leaves(tmp_path: Path) -> None:
     state = {
         "int4": jnp.arange(-8, 8).astype(jnp.int4),
