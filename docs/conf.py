@@ -26,6 +26,8 @@ napoleon_google_docstring = True
 napoleon_use_ivar = True
 default_role = "code"
 suppress_warnings = ["ref.python"]
+# Types of other libraries: their own pages are not reachable while this builds.
+nitpick_ignore_regex = [(r"py:.*", r"(jax|jaxlib|collections|pathlib|numpy|typing|optax|orbax)\..*")]
 
 HERE = Path(__file__).parent
 
@@ -60,6 +62,24 @@ def write_api() -> None:
         (target / f"{page}.rst").write_text("\n".join(lines))
     toc = "\n".join(f"   {page}" for page in sorted(pages))
     (target / "index.rst").write_text(f"API\n===\n\n.. toctree::\n   :maxdepth: 1\n\n{toc}\n")
+
+
+def mark_code(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """An indented paragraph of a docstring is code; reStructuredText wants a `::` before it."""
+    out: list[str] = []
+    inside = False
+    for line in lines:
+        indented = line.startswith("    ")
+        if indented and not inside and out and not out[-1].strip():
+            out += ["::", ""]
+        inside = indented or (inside and not line.strip())
+        out.append(line)
+    lines[:] = out
+
+
+def setup(app: object) -> None:
+    """Sphinx's hook."""
+    app.connect("autodoc-process-docstring", mark_code, priority=100)
 
 
 write_api()

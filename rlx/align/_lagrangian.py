@@ -48,8 +48,8 @@ def lagrangian(*, parametrisation: Literal["linear", "log"] = "linear") -> Lagra
     is projected dual ascent. A log-parametrised multiplier is never 0 (a constraint always costs something) and
     moves by factors; it must start above 0.
 
-    init(multipliers): `[M]`, the first multipliers.
-    update(state, violation, *, step_size, proportional=0.0, derivative=0.0, maximum=inf): violation `[M]`; the rest
+    `init(multipliers)`: `[M]`, the first multipliers.
+    `update(state, violation, *, step_size, proportional=0.0, derivative=0.0, maximum=inf)`: violation `[M]`; the rest
     `[]` or `[M]`, arrays or numbers, so that a step size of 0 (an unconstrained control run) is the same
     program. Both are pure: under shard_map, average the violation over devices first.
 

@@ -159,7 +159,7 @@ class VerifiedCheckpointer:
         """The newest step that is what was written; damaged newer ones are moved to `<directory>.damaged`.
 
         Args:
-          template: a pytree of arrays or `jax.ShapeDtypeStruct`s: structure, shapes, dtypes and devices.
+          template: a pytree of arrays or of `jax.ShapeDtypeStruct`: structure, shapes, dtypes and devices.
           accept: given a step's manifest, whether that step may be used; others are deleted.
         Returns:
           Restored, or None when there are no steps.

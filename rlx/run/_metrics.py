@@ -15,7 +15,7 @@ def read_metrics(directory: str | Path, stage: str | None = None) -> list[dict[s
       directory: a run's directory.
       stage: keep this stage's lines only.
     Returns:
-      One dict a line: `stage`, `step` (updates done), `time` [s since the epoch] and the metrics; a metric
+      One dict a line, with `stage`, `step` (updates done), `time` [s since the epoch] and the metrics; a metric
       that was not finite is None.
     Raises:
       DataError: a line is damaged; names it.
