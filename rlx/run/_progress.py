@@ -40,6 +40,7 @@ class Progress:
       total: the count at the end.
       label: name in front.
       start: the count to begin at; the rate counts from here.
+      began: when the count was `start`, by the clock; now by default.
       file: where to write; stderr by default.
       every: seconds between plain lines.
       clock: seconds; for tests.
@@ -51,6 +52,7 @@ class Progress:
         label: str,
         *,
         start: int = 0,
+        began: float | None = None,
         file: IO[str] | None = None,
         every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
@@ -58,7 +60,7 @@ class Progress:
         """Nothing is shown before the first update."""
         self._total, self._label, self._start, self._every, self._clock = total, label, start, every, clock
         self._file = sys.stderr if file is None else file
-        self._began = clock()
+        self._began = clock() if began is None else began
         self._last: float | None = None
         self._bar: Any = None
         self._task: Any = None

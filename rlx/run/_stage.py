@@ -96,7 +96,7 @@ class Stage:
                 shown = self.run.metrics.write(self.name, done, time(), values)
         if self._show and (shown or self._progress is not None):
             if self._progress is None:
-                self._progress = Progress(self.steps, self.name, start=self.start)
+                self._progress = Progress(self.steps, self.name, start=self.start, began=self._began)
             self._progress.update(done, **shown)
 
     def due(self, done: int) -> bool:

@@ -438,6 +438,13 @@ def test_plain_progress_is_calm_and_narrow() -> None:
     assert lines[-1].startswith("pretrain  1000/1000  100%  1 min 40 s")
 
 
+def test_the_first_line_already_knows_the_pace() -> None:
+    out = io.StringIO()
+    with rlx.run.Progress(40, "fit", began=-10.0, file=out, clock=lambda: 0.0) as progress:
+        progress.update(10)
+    assert out.getvalue() == "fit  10/40   25%  30 s left\n"
+
+
 def test_progress_on_a_terminal() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
