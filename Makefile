@@ -1,7 +1,8 @@
 # Set up once, then run. `make help` lists the targets. Recipes are POSIX sh; paths may contain spaces.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-next check lint types docs lock clean
+.PHONY: help setup demo test test-slow test-next doctest check lint types docs lock clean
+.NOTPARALLEL:
 
 # Everything that would go to HOME stays here, so a read-only HOME does no harm.
 export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
@@ -10,6 +11,7 @@ export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export TFDS_DATA_DIR := $(CURDIR)/.cache/tfds
 export UV_CACHE_DIR := $(CURDIR)/.cache/uv
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONPATH PYTHONHOME
 
 PYTHON ?=
 VENV := .venv
@@ -18,12 +20,12 @@ SETUP := PYTHON='$(PYTHON)' sh .ci/setup.sh
 PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 
 help: ## this list
-	@echo "rlx: make <target>   (PYTHON=/path/to/python3.11 chooses the interpreter)"
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name what; do \
-	  printf '  %-12s %s\n' "$$name" "$$what"; done
+	@echo "make <target>; PYTHON=/path/to/python3.11 chooses the interpreter"
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
+	  printf '  %-10s %s\n' "$$name" "$$what"; done
 
 setup: ## make the environment in .venv (other targets do this by themselves)
-	@$(SETUP) .venv
+	@$(SETUP) $(VENV)
 
 demo: setup ## run the main job into runs/demo and say where its report is
 	@$(RUN) -m experiments.align --directory runs/demo
@@ -34,7 +36,7 @@ test: setup ## the fast tests
 test-slow: setup ## the slow tests
 	@$(PYTEST) -m slow
 
-test-next: ## the same tests on Python 3.12 with the newest jax, where a python3.12 is found
+test-next: ## the fast tests on Python 3.12 and the newest jax, if it is there
 	@sh .ci/test_next.sh
 
 lint: setup ## formatting and lint
@@ -44,12 +46,12 @@ lint: setup ## formatting and lint
 types: setup ## type checks
 	@$(VENV)/bin/pyrefly check --min-severity error
 
-doctest: setup
+doctest: setup ## the examples of docstrings and of README.md
 	@$(PYTEST) --doctest-modules rlx kernels_pallas
 	@$(RUN) -m pytest -q --doctest-glob='README.md' README.md
 
 docs: setup ## the documentation pages, into docs/_build
-	@$(SETUP) .venv requirements-docs.lock
+	@$(SETUP) $(VENV) requirements-docs.lock
 	@$(RUN) -m sphinx -W -n --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
