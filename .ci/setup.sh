@@ -23,7 +23,7 @@ checksum() {
 }
 
 done_before() {
-    [ -f "$stamp" ] && version "$venv/bin/python" >/dev/null && [ "$(cat "$stamp")" = "$(checksum)" ] || return 1
+    [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(checksum)" ] || return 1
     [ -z "${PYTHON:-}" ] || [ "$(version "$PYTHON")" = "$(version "$venv/bin/python")" ]
 }
 

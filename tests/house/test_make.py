@@ -138,7 +138,14 @@ def test_no_python_is_said_clearly(checkout: Checkout) -> None:
     done = checkout.setup()
     assert done.returncode == 2
     assert "found none that runs.\nSay where one is: make PYTHON=/path/to/python3.11" in done.stderr
-    assert "found none that runs at nowhere" in checkout.setup(PYTHON="nowhere").stderr
+    assert checkout.asked() == []
+
+
+def test_a_python_that_was_asked_for_is_not_replaced_by_another(checkout: Checkout) -> None:
+    checkout.python("python3.12")
+    done = checkout.setup(PYTHON="nowhere")
+    assert done.returncode == 2
+    assert "found none that runs at nowhere" in done.stderr
     assert checkout.asked() == []
 
 
