@@ -71,7 +71,8 @@ requirements.lock)
 esac
 rm -f "$stamp"
 if command -v uv >/dev/null 2>&1; then
-    uv pip install --quiet --python "$venv/bin/python" --require-hashes -r "$lock"
+    # --no-config: the [tool.uv] of pyproject.toml is for making the lock, not for installing from it.
+    uv pip install --no-config --quiet --python "$venv/bin/python" --require-hashes -r "$lock"
 else
     "$venv/bin/python" -m pip install -qq --require-hashes -r "$lock"
 fi
