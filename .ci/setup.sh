@@ -71,8 +71,9 @@ requirements.lock)
 esac
 rm -f "$stamp"
 if command -v uv >/dev/null 2>&1; then
-    # --no-config: the [tool.uv] of pyproject.toml is for making the lock, not for installing from it.
-    uv pip install --no-config --quiet --python "$venv/bin/python" --require-hashes -r "$lock"
+    # From the root: the [tool.uv] of pyproject.toml is for making the lock, not for installing from it.
+    here=$(pwd -P)
+    (cd / && uv pip install --quiet --python "$here/$venv/bin/python" --require-hashes -r "$here/$lock")
 else
     "$venv/bin/python" -m pip install -qq --require-hashes -r "$lock"
 fi
