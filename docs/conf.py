@@ -2,8 +2,10 @@
 
 import importlib
 import os
+import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -32,34 +34,43 @@ nitpick_ignore_regex = [(r"py:.*", r"(jax|jaxlib|collections|pathlib|numpy|typin
 HERE = Path(__file__).parent
 
 
-def public(module: object) -> list[str]:
-    """What a package re-exports with `import x as x`: functions, classes and submodules of its own."""
+def public(module: ModuleType) -> list[str]:
+    """What a module has of its own, re-exports of an area (`import x as x`) included; not what a file needs itself."""
     names = []
     for name in dir(module):
         value = getattr(module, name)
-        own = getattr(value, "__module__", getattr(value, "__name__", ""))
-        if not name.startswith("_") and str(own).startswith(("rlx", "kernels_pallas")):
+        own = str(getattr(value, "__module__", None) or getattr(value, "__name__", ""))
+        home = module.__name__
+        if not name.startswith("_") and (own == home or own.startswith(f"{home}.")):
             names.append(name)
     return names
+
+
+def write_page(module: ModuleType, target: Path) -> list[str]:
+    """The page of a module, and those of the modules that it re-exports; their names."""
+    page, pages = module.__name__, [module.__name__]
+    lines = [page, "=" * len(page), "", f".. automodule:: {page}", "   :no-members:", ""]
+    for name in public(module):
+        value = getattr(module, name)
+        if not getattr(value, "__doc__", None):
+            raise RuntimeError(f"{page}.{name} has no docstring")
+        if isinstance(value, ModuleType):
+            pages += write_page(value, target)
+        elif isinstance(value, type):
+            lines += [f".. autoclass:: {page}.{name}", "   :members:", ""]
+        elif callable(value):
+            lines += [f".. autofunction:: {page}.{name}", ""]
+    (target / f"{page}.rst").write_text("\n".join(lines))
+    return pages
 
 
 def write_api() -> None:
     """One page an area; a public name without a docstring stops the build."""
     target = HERE / "api"
-    target.mkdir(exist_ok=True)
-    pages = [f"rlx.{area}" for area in rlx._AREAS] + ["rlx.models.decoder", "rlx.contracts.aggregate", "kernels_pallas"]
-    for page in pages:
-        module = importlib.import_module(page)
-        lines = [page, "=" * len(page), "", f".. automodule:: {page}", "   :no-members:", ""]
-        for name in public(module):
-            value = getattr(module, name)
-            if not getattr(value, "__doc__", None):
-                raise RuntimeError(f"{page}.{name} has no docstring")
-            if isinstance(value, type):
-                lines += [f".. autoclass:: {page}.{name}", "   :members:", ""]
-            elif callable(value):
-                lines += [f".. autofunction:: {page}.{name}", ""]
-        (target / f"{page}.rst").write_text("\n".join(lines))
+    shutil.rmtree(target, ignore_errors=True)  # a page of an area that has gone is in no table of contents
+    target.mkdir()
+    areas = [*(f"rlx.{area}" for area in rlx._AREAS), "kernels_pallas"]
+    pages = [page for area in areas for page in write_page(importlib.import_module(area), target)]
     toc = "\n".join(f"   {page}" for page in sorted(pages))
     (target / "index.rst").write_text(f"API\n===\n\n.. toctree::\n   :maxdepth: 1\n\n{toc}\n")
 
