@@ -11,4 +11,5 @@ from ._stablehlo import to_stablehlo as to_stablehlo
 from ._tflite import Exported as Exported
 from ._tflite import to_tflite as to_tflite
 from ._tflite_run import TFLite as TFLite
+from ._tflite_run import load_tflite as load_tflite
 from ._tflite_run import run_tflite as run_tflite

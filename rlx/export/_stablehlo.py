@@ -1,11 +1,12 @@
 """StableHLO through jax.export: written, loaded back, called."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from ._file import write_whole
 
 
 def to_stablehlo(
@@ -35,11 +36,8 @@ def to_stablehlo(
       ...     export.load_stablehlo(path)(jnp.array([1.0, 2.0]))
       Array([2., 4.], dtype=float32)
     """
-    path = Path(path)
-    content = jax.export.export(jax.jit(fn), platforms=tuple(platforms))(*arguments).serialize()
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    content = bytes(jax.export.export(jax.jit(fn), platforms=tuple(platforms))(*arguments).serialize())
+    write_whole(Path(path), content)
     return len(content)
 
 

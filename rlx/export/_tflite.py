@@ -1,7 +1,6 @@
 """A function to a TensorFlow Lite file."""
 
 import importlib
-import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +12,19 @@ import jax
 import numpy as np
 
 from rlx._compat import jax2tf
-from rlx.weights._quantized import exporting
+from rlx.weights._lowbit import exporting
 
+from ._file import write_whole
 from ._quiet import quiet
 from ._tflite_codes import write_codes
+from ._tflite_reason import reason
+from ._tflite_run import TFLite
+from ._tflite_weights import Codes, Recorder
 
-Signature = tuple[Callable[..., Any], Sequence[jax.ShapeDtypeStruct]]
+Signature = tuple[Callable[..., Any], Sequence[Any]]
+Specs = list[tuple[tuple[int, ...], str]]
+
+_DTYPES = ("float32", "int32", "int64", "int16", "int8", "uint8", "bool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +34,17 @@ class Exported:
     Attributes:
       path: the file.
       bytes: its size.
-      inputs: per signature, shape and dtype of each argument.
-      outputs: per signature, shape and dtype of each leaf of the result, in order.
-      quantized: how many weights stand in the file as integer codes, by bits.
+      inputs: per signature, shape and dtype of each array of its arguments, in order.
+      outputs: per signature, shape and dtype of each array of its result, in order.
+      quantized: the weights that stand in the file as integer codes: bits by the name of the tensor,
+        `quantized{number}_{out}x{in}`. A weight that several products share is there once.
     """
 
     path: Path
     bytes: int
-    inputs: dict[str, list[tuple[tuple[int, ...], str]]]
-    outputs: dict[str, list[tuple[tuple[int, ...], str]]]
-    quantized: dict[int, int]
+    inputs: dict[str, Specs]
+    outputs: dict[str, Specs]
+    quantized: dict[str, int]
 
 
 def to_tflite(signatures: Mapping[str, Signature], path: str | Path) -> Exported:
@@ -45,30 +52,37 @@ def to_tflite(signatures: Mapping[str, Signature], path: str | Path) -> Exported
 
     A `weights.QuantizedWeight` that a function multiplies by is stored as exactly its codes and
     scales, and the interpreter's product is the one that `weights.matmul` computes, to float
-    rounding. All else is float32.
+    rounding. Rows that are looked up in one are stored packed too. All else is float32. Before it
+    is written, the file is loaded and each signature is run once, on zeros.
 
     Args:
-      signatures: by name, `(fn, arguments)`. `fn` takes the arguments, closes over its parameters
-        and returns a tree of arrays; shapes are static. A weight under a scan cannot be written as
-        codes: unroll (the decoder's `apply(..., unroll=True)`).
+      signatures: by name, `(fn, arguments)`: a pure function that closes over its parameters, and a
+        `ShapeDtypeStruct` (or a tree of them) for each of its arguments. Shapes are static. Layers
+        with quantised weights are unrolled (the decoder's `apply(..., unroll=True)`) and close over
+        NumPy arrays, so that slicing a stack of layers is not traced.
       path: where; written whole or not at all.
 
     Returns:
       An `Exported`.
 
     Raises:
-      ModuleNotFoundError: TensorFlow is missing; says which extra has it.
+      ModuleNotFoundError: TensorFlow or LiteRT is missing; says which extra has it.
+      TypeError: a dtype that the format has not, or a quantised weight that is traced.
+      NotImplementedError: a quantised weight that LiteRT has no product for: in blocks, or 2 bits
+        with float activations.
       ValueError: no signature, a name that is no identifier, an operation without a builtin
-        (names it), or a quantised weight that did not become one fully connected operation.
+        (names it), or a quantised weight in a loop.
 
     Example:
-      >>> import tempfile, jax, jax.numpy as jnp
-      >>> from rlx import export
-      >>> arguments = [jax.ShapeDtypeStruct((1, 4), jnp.float32)]
+      >>> import jax, jax.numpy as jnp, os, tempfile
+      >>> from rlx import export, quantize, weights
+      >>> w = quantize.quantize(jnp.eye(4), 8)
+      >>> signatures = {"y": (lambda x: weights.matmul(x, w), [jax.ShapeDtypeStruct((1, 4), jnp.float32)])}
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     written = export.to_tflite({"double": (lambda x: 2 * x, arguments)}, f"{folder}/double.tflite")
-      ...     export.run_tflite(written.path, "double", jnp.ones((1, 4)))[0].tolist()
-      [[2.0, 2.0, 2.0, 2.0]]
+      ...     written = export.to_tflite(signatures, os.path.join(folder, "model.tflite"))
+      ...     (y,) = export.run_tflite(written.path, "y", jnp.array([[0.0, 1.0, 2.0, 3.0]]))
+      >>> written.quantized, y.round(4).tolist()
+      ({'quantized0_4x4': 8}, [[0.0, 1.0, 2.0, 3.0]])
     """
     if not signatures:
         raise ValueError("signatures: at least one is needed")
@@ -76,53 +90,86 @@ def to_tflite(signatures: Mapping[str, Signature], path: str | Path) -> Exported
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise ValueError(f"signatures: {name!r} is not an identifier")
     path = Path(path)
-    with quiet() as noise:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: there is no folder {path.parent}")
+    traced = {name: _Traced(name, fn, arguments) for name, (fn, arguments) in signatures.items()}
+    model = _convert(traced)
+    model, quantized = write_codes(model, {name: one.weights for name, one in traced.items()})
+    _check_runs(model, traced)
+    write_whole(path, model)
+    return Exported(
+        path=path,
+        bytes=len(model),
+        inputs={name: one.inputs for name, one in traced.items()},
+        outputs={name: one.outputs for name, one in traced.items()},
+        quantized=quantized,
+    )
+
+
+class _Traced:
+    """One signature: the shapes of what goes in and comes out, and its quantised weights by name."""
+
+    def __init__(self, name: str, fn: Callable[..., Any], arguments: Sequence[Any]) -> None:
+        leaves, self._structure = jax.tree.flatten(tuple(arguments))
+        self._fn, self._recorder = fn, Recorder()
+        for i, leaf in enumerate(leaves):
+            if str(leaf.dtype) not in _DTYPES:
+                known = ", ".join(_DTYPES)
+                raise TypeError(f"signatures: argument {i} of {name!r} is {leaf.dtype}; TensorFlow Lite takes {known}")
+        with exporting(self._recorder):
+            results = jax.tree.leaves(jax.eval_shape(fn, *arguments))
+        if not results:
+            raise ValueError(f"signatures: {name!r} returns no array")
+        self.inputs: Specs = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves]
+        self.outputs: Specs = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in results]
+        self.weights: dict[str, Codes] = {
+            f"weight{i:04}": codes for i, codes in enumerate(self._recorder.found.values())
+        }
+
+    def __call__(self, *flat: Any) -> dict[str, Any]:
+        """The function of plain arrays, then of stand-ins for the weights; TensorFlow sorts results by name."""
+        count = len(self.inputs)
+        self._recorder.arguments = dict(zip(self._recorder.found, flat[count:], strict=True))
+        with exporting(self._recorder):
+            results = self._fn(*jax.tree.unflatten(self._structure, flat[:count]))
+        return {f"out{i:04}": leaf for i, leaf in enumerate(jax.tree.leaves(results))}
+
+    def arguments(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What it is called with, by name."""
+        given = {f"arg{i:04}": jax.ShapeDtypeStruct(*spec) for i, spec in enumerate(self.inputs)}
+        return given | {n: jax.ShapeDtypeStruct(c.integers.shape, np.float32) for n, c in self.weights.items()}
+
+
+def _convert(traced: Mapping[str, _Traced]) -> bytes:
+    with quiet() as noise, tempfile.TemporaryDirectory() as folder:
         convert = jax2tf().convert
         tf: Any = importlib.import_module("tensorflow")
-
-        functions, inputs, outputs = {}, {}, {}
-        with exporting() as log, tempfile.TemporaryDirectory() as folder:
-            for name, (fn, arguments) in signatures.items():
-                shapes = jax.tree.leaves(jax.eval_shape(fn, *arguments))
-                inputs[name] = [(tuple(a.shape), str(a.dtype)) for a in arguments]
-                outputs[name] = [(tuple(o.shape), str(o.dtype)) for o in shapes]
-                converted = convert(_flat(fn))
-                specs = [
-                    tf.TensorSpec(a.shape, tf.as_dtype(np.dtype(a.dtype)), name=f"arg{i}")
-                    for i, a in enumerate(arguments)
-                ]
-                named = tf.function(_named(converted), input_signature=specs, autograph=False)
-                functions[name] = named.get_concrete_function()
-            module = tf.Module()
-            tf.saved_model.save(module, folder, signatures=functions)
-            converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-            try:
-                model = converter.convert()
-            except Exception as error:  # the converter has no error type of its own; it is narrowed and raised again
-                raise ValueError(_reason(str(error), noise())) from error
-        model, counts = write_codes(bytes(model), log.used)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(model)
-    os.replace(temporary, path)
-    return Exported(path=path, bytes=len(model), inputs=inputs, outputs=outputs, quantized=counts)
+        error_type: Any = importlib.import_module("tensorflow.lite.python.convert_phase").ConverterError
+        functions = {}
+        for name, one in traced.items():
+            staged = convert(one, with_gradient=False)
+            specs = [tf.TensorSpec(a.shape, a.dtype, name=n) for n, a in one.arguments().items()]
+            named = tf.function(staged, input_signature=specs, autograph=False)
+            functions[name] = named.get_concrete_function()
+        tf.saved_model.save(tf.Module(), folder, signatures=functions)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        try:
+            return bytes(converter.convert())
+        except error_type as error:
+            lowered = "".join(jax.jit(one).lower(*one.arguments().values()).as_text() for one in traced.values())
+            raise ValueError(f"signatures: {reason(str(error), noise(), lowered)}") from error
 
 
-def _flat(fn: Callable[..., Any]) -> Callable[..., list[Any]]:
-    return lambda *arguments: jax.tree.leaves(fn(*arguments))
-
-
-def _named(converted: Callable[..., list[Any]]) -> Callable[..., dict[str, Any]]:
-    """TensorFlow sorts results by name, so that names keep the order."""
-
-    def call(*arguments: Any) -> dict[str, Any]:
-        return {f"out{i:04}": value for i, value in enumerate(converted(*arguments))}
-
-    return call
-
-
-def _reason(message: str, noise: str) -> str:
-    operations = sorted(set(re.findall(r"(?:stablehlo|chlo|tf|vhlo)\.[A-Za-z_]\w*", message + noise)))
-    tail = message.strip().splitlines()[-1] if message.strip() else "no message"
-    named = f"no TensorFlow Lite builtin for {', '.join(operations)}" if operations else "the converter failed"
-    return f"signatures: {named}; {tail[:300]}"
+def _check_runs(model: bytes, traced: Mapping[str, _Traced]) -> None:
+    try:
+        loaded = TFLite(model)
+        ran = {name: loaded(name, *[np.zeros(*spec) for spec in one.inputs]) for name, one in traced.items()}
+    except RuntimeError as error:
+        operation = re.search(r"Node number \d+ \((\w+)\)", str(error))
+        what = operation[1] if operation else "what was converted"
+        raise ValueError(f"signatures: LiteRT cannot run {what}: {error}") from error
+    for name, one in traced.items():
+        actual = [(tuple(result.shape), str(result.dtype)) for result in ran[name]]
+        if actual != one.outputs:
+            raise ValueError(f"signatures: {name!r} returns {actual} in TensorFlow Lite, for {one.outputs} in JAX")

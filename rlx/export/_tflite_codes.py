@@ -1,102 +1,155 @@
-"""Write integer codes and scales into a TensorFlow Lite file, verbatim."""
+"""Put integer codes and scales in the place of float inputs of a TensorFlow Lite file, verbatim."""
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-Codes = tuple[np.ndarray, np.ndarray, int]
+from ._tflite_weights import Codes
+
+# The version of FULLY_CONNECTED that knows float activations, low-bit weights and a scale for each output:
+# an interpreter too old for it refuses the file instead of computing something else.
+_FULLY_CONNECTED_VERSION = 12
+_DEQUANTIZE_VERSION = 6
 
 
-def write_codes(model: bytes, used: Mapping[bytes, Codes]) -> tuple[bytes, dict[int, int]]:
-    """Replace float constants that fully connected operations multiply by with the codes they stand for.
+def write_codes(model: bytes, weights: Mapping[str, Mapping[str, Codes]]) -> tuple[bytes, dict[str, int]]:
+    """Turn inputs into constants.
 
     Args:
       model: a TensorFlow Lite flatbuffer.
-      used: by the bytes of the float32 constant `[out, in]`: int8 codes `[out, in]`, scales `[out]`, bits.
+      weights: by signature and by name of an input of it, the codes that take its place.
 
     Returns:
-      The model with these constants as INT8, INT4 or INT2 tensors, and how many there are by bits.
+      The model, with these inputs as INT8, INT4 or INT2 constants that fully connected operations
+      multiply by (through a DEQUANTIZE where activations stay float), and the bits of each, by
+      the name of its tensor. A weight of several signatures is stored once.
 
     Raises:
-      ValueError: a constant is not found as the weight of a fully connected operation.
+      ValueError: an input is used by something else than a product.
     """
-    if not used:
+    if not any(weights.values()):
         return model, {}
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     tree: Any = schema.ModelT.InitFromPackedBuf(model, 0)
-    fully_connected = {
-        index
-        for index, code in enumerate(tree.operatorCodes)
-        if max(code.builtinCode, code.deprecatedBuiltinCode) == schema.BuiltinOperator.FULLY_CONNECTED
-    }
-    found: set[bytes] = set()
-    for graph in tree.subgraphs:
-        written: dict[int, int] = {}
-        for operation in graph.operators:
-            if operation.opcodeIndex not in fully_connected:
-                continue
-            index = int(operation.inputs[1])
-            content = _content(tree.buffers[graph.tensors[index].buffer])
-            if content not in used:
-                continue
-            if index not in written:
-                written[index] = _add_tensor(schema, tree, graph, graph.tensors[index], used[content])
-            operation.inputs = np.array([operation.inputs[0], written[index], *operation.inputs[2:]], np.int32)
-            operation.builtinOptions.asymmetricQuantizeInputs = True
-            found.add(content)
-    lost = [codes[0].shape for content, codes in used.items() if content not in found]
-    if lost:
-        shapes = ", ".join(str(shape) for shape in lost)
-        raise ValueError(f"signatures: quantised weights {shapes} did not become fully connected operations")
-    _drop_unused_constants(tree)
+    writer = _Writer(schema, tree)
+    for definition in tree.signatureDefs:
+        named = weights[definition.signatureKey.decode()]
+        graph = tree.subgraphs[definition.subgraphIndex]
+        inputs = {entry.name.decode(): int(entry.tensorIndex) for entry in definition.inputs}
+        removed = {inputs[name] for name in named}
+        for name, codes in named.items():
+            writer.replace(graph, inputs[name], codes)
+        definition.inputs = [entry for entry in definition.inputs if int(entry.tensorIndex) not in removed]
+        graph.inputs = np.array([i for i in graph.inputs if int(i) not in removed], np.int32)
     builder = flatbuffers.Builder(len(model))
     builder.Finish(tree.Pack(builder), b"TFL3")
-    return bytes(builder.Output()), dict(Counter(used[content][2] for content in found))
+    return bytes(builder.Output()), writer.written
+
+
+class _Writer:
+    def __init__(self, schema: Any, tree: Any) -> None:
+        self.schema, self.tree = schema, tree
+        self.written: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+        tree.buffers = [_aligned(schema, _content(buffer)) for buffer in tree.buffers]
+        self._buffers = {content: i for i, b in reversed(list(enumerate(tree.buffers))) if (content := _content(b))}
+
+    def replace(self, graph: Any, index: int, codes: Codes) -> None:
+        """Make the float input at `index` a constant."""
+        products = self._products(graph, index, codes)
+        if not products:
+            return  # the result of the product is not used
+        if not codes.dynamic:
+            products, index = [], self._dequantized(graph, index)
+        tensor = graph.tensors[index]
+        tensor.buffer = self._buffer(pack_run(codes.integers, codes.bits))
+        types = self.schema.TensorType
+        tensor.type = {8: types.INT8, 4: types.INT4, 2: types.INT2}[codes.bits]
+        tensor.quantization = self.schema.QuantizationParametersT()
+        tensor.quantization.scale = codes.scale
+        tensor.quantization.zeroPoint = np.zeros(len(codes.scale), np.int64)
+        tensor.quantization.quantizedDimension = 0
+        tensor.name = self._name(tensor.buffer, codes)
+        for operation in products:
+            operation.builtinOptions.asymmetricQuantizeInputs = True
+            code = self.tree.operatorCodes[operation.opcodeIndex]
+            code.version = max(code.version, _FULLY_CONNECTED_VERSION)
+
+    def _products(self, graph: Any, index: int, codes: Codes) -> list[Any]:
+        products = []
+        for operation in graph.operators:
+            places = [place for place, i in enumerate(operation.inputs) if int(i) == index]
+            kind = self._kind(operation)
+            if places and (kind != "FULLY_CONNECTED" or places != [1]):
+                hint = ": it is inside a loop; unroll it" if kind == "WHILE" else ""
+                shape = list(codes.integers.shape)
+                raise ValueError(f"signatures: a quantised weight {shape} is used by {kind}, not as a product{hint}")
+            if places:
+                products.append(operation)
+        return products
+
+    def _kind(self, operation: Any) -> str:
+        code = self.tree.operatorCodes[operation.opcodeIndex]
+        number = max(code.builtinCode, code.deprecatedBuiltinCode)
+        return next(name for name, value in vars(self.schema.BuiltinOperator).items() if value == number)
+
+    def _dequantized(self, graph: Any, index: int) -> int:
+        """Have the tensor at `index` computed from a new one, whose place is returned."""
+        number = self.schema.BuiltinOperator.DEQUANTIZE
+        code = self.schema.OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = number
+        code.version = _DEQUANTIZE_VERSION
+        self.tree.operatorCodes.append(code)
+        new = self.schema.TensorT()
+        new.shape, new.hasRank = graph.tensors[index].shape, True
+        graph.tensors.append(new)
+        operation = self.schema.OperatorT()
+        operation.opcodeIndex = len(self.tree.operatorCodes) - 1
+        operation.inputs = np.array([len(graph.tensors) - 1], np.int32)
+        operation.outputs = np.array([index], np.int32)
+        operation.builtinOptionsType = self.schema.BuiltinOptions.DequantizeOptions
+        operation.builtinOptions = self.schema.DequantizeOptionsT()
+        graph.operators.insert(0, operation)
+        return len(graph.tensors) - 1
+
+    def _buffer(self, content: bytes) -> int:
+        if content not in self._buffers:
+            self.tree.buffers.append(_aligned(self.schema, content))
+            self._buffers[content] = len(self.tree.buffers) - 1
+        return self._buffers[content]
+
+    def _name(self, buffer: int, codes: Codes) -> bytes:
+        out, inputs = codes.integers.shape
+        name = self._names.setdefault(buffer, f"quantized{len(self._names)}_{out}x{inputs}")
+        self.written[name] = codes.bits
+        return name.encode()
+
+
+def pack_run(integers: np.ndarray, bits: int) -> bytes:
+    """The codes in one run, without padding at the end of a row, the lowest bits first."""
+    flat = np.ascontiguousarray(integers).reshape(-1).view(np.uint8) & np.uint8(2**bits - 1)
+    per_byte = 8 // bits
+    groups = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte)
+    shifts = (np.arange(per_byte) * bits).astype(np.uint8)
+    return np.bitwise_or.reduce(groups << shifts, axis=1).astype(np.uint8).tobytes()
 
 
 def _content(buffer: Any) -> bytes:
     return b"" if buffer.data is None else np.asarray(buffer.data, np.uint8).tobytes()
 
 
-def _add_tensor(schema: Any, tree: Any, graph: Any, old: Any, codes: Codes) -> int:
-    integers, scale, bits = codes
-    buffer = schema.BufferT()
-    buffer.data = _packed(integers, bits)
-    tree.buffers.append(buffer)
-    quantization = schema.QuantizationParametersT()
-    quantization.scale = scale.astype(np.float32)
-    quantization.zeroPoint = np.zeros(len(scale), np.int64)
-    quantization.quantizedDimension = 0
-    tensor = schema.TensorT()
-    tensor.shape, tensor.name, tensor.quantization = old.shape, old.name, quantization
-    tensor.buffer = len(tree.buffers) - 1
-    tensor.type = {8: schema.TensorType.INT8, 4: schema.TensorType.INT4, 2: schema.TensorType.INT2}[bits]
-    tensor.hasRank = True
-    graph.tensors.append(tensor)
-    return len(graph.tensors) - 1
+def _aligned(schema: Any, content: bytes) -> Any:
+    """A buffer whose data start at a multiple of 16, as the schema asks; the generated code forgets it."""
 
+    class Buffer(schema.BufferT):
+        def Pack(self, builder: Any) -> Any:
+            if self.data is not None:
+                builder.Prep(16, len(self.data))
+            return super().Pack(builder)
 
-def _packed(integers: np.ndarray, bits: int) -> np.ndarray:
-    """The codes in one run, without padding at the end of a row, the lowest bits first."""
-    flat = integers.reshape(-1).view(np.uint8) & np.uint8(2**bits - 1)
-    per_byte = 8 // bits
-    groups = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte)
-    shifts = (np.arange(per_byte) * bits).astype(np.uint8)
-    return np.bitwise_or.reduce(groups << shifts, axis=1).astype(np.uint8)
-
-
-def _drop_unused_constants(tree: Any) -> None:
-    """Empty the buffers of tensors that no operation reads any more."""
-    kept: set[int] = set()
-    for graph in tree.subgraphs:
-        read = {int(i) for operation in graph.operators for i in operation.inputs} | {int(i) for i in graph.outputs}
-        kept |= {graph.tensors[i].buffer for i in read if i >= 0}
-    for metadata in tree.metadata or []:
-        kept.add(metadata.buffer)
-    for index, buffer in enumerate(tree.buffers):
-        if index not in kept:
-            buffer.data = None
+    buffer = Buffer()
+    buffer.data = np.frombuffer(content, np.uint8) if content else None
+    return buffer

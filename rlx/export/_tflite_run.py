@@ -3,35 +3,38 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ._quiet import quiet
 
 
 class TFLite:
-    """A loaded file; `model(signature, *arrays)` runs it.
+    """A loaded file; `model(signature, *arrays)` runs it. `load_tflite` makes it.
 
     Args:
-      path: the file.
+      model: the path of the file, or its bytes.
       threads: of the interpreter.
 
     Raises:
       FileNotFoundError: there is no such file.
       ModuleNotFoundError: LiteRT is missing; says which extra has it.
-      ValueError: the file is no TensorFlow Lite model.
+      RuntimeError: the interpreter cannot run an operation of it.
+      ValueError: it is not a TensorFlow Lite file.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 1) -> None:
+    def __init__(self, model: str | Path | bytes, *, threads: int = 1) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("running a TFLite file needs LiteRT: pip install 'rlx[export]'") from error
-        content = Path(path).read_bytes()
+        content = model if isinstance(model, bytes) else Path(model).read_bytes()
         if content[4:8] != b"TFL3":
-            raise ValueError(f"path: {path} is not a TensorFlow Lite file")
+            name = "these bytes are" if isinstance(model, bytes) else f"{model} is"
+            raise ValueError(f"model: {name} not a TensorFlow Lite file")
         with quiet():
             self._interpreter = Interpreter(model_content=content, num_threads=threads)
-            self._interpreter.allocate_tensors()  # says which delegate it made
+            self._interpreter.allocate_tensors()  # here the delegate announces itself
             names = self._interpreter.get_signature_list()
             self._runners = {name: self._interpreter.get_signature_runner(name) for name in names}
 
@@ -41,7 +44,11 @@ class TFLite:
         return tuple(self._runners)
 
     def __call__(self, signature: str, *arrays: Any) -> list[np.ndarray]:
-        """The leaves of the result, in the order in which the exported function gave them.
+        """The arrays of the result, in the order in which the exported function gave them.
+
+        Args:
+          signature: its name.
+          arrays: its arguments, in the order of the exported function; a tree counts as its leaves.
 
         Raises:
           ValueError: no such signature, or an argument of another number, shape or dtype.
@@ -50,31 +57,54 @@ class TFLite:
             raise ValueError(f"signature: {signature!r} is not one of {', '.join(map(repr, self._runners))}")
         runner = self._runners[signature]
         details = runner.get_input_details()
-        if len(arrays) != len(details):
-            raise ValueError(f"arrays: {signature!r} takes {len(details)}, got {len(arrays)}")
+        leaves = jax.tree.leaves(arrays)
+        if len(leaves) != len(details):
+            raise ValueError(f"arrays: {signature!r} takes {len(details)}, got {len(leaves)}")
         inputs = {}
-        for i, array in enumerate(arrays):
-            value, detail = np.asarray(array), details[f"arg{i}"]
-            if value.shape != tuple(detail["shape"]) or value.dtype != detail["dtype"]:
-                want = f"{np.dtype(detail['dtype'])}{tuple(int(n) for n in detail['shape'])}"
-                raise ValueError(f"arrays: argument {i} of {signature!r} is {want}, got {value.dtype}{value.shape}")
-            inputs[f"arg{i}"] = value
+        for i, (name, array) in enumerate(zip(sorted(details), leaves, strict=True)):
+            value, detail = np.asarray(array), details[name]
+            shape, dtype = tuple(int(n) for n in detail["shape"]), np.dtype(detail["dtype"])
+            if value.shape != shape or value.dtype != dtype:
+                want, got = f"{dtype}{shape}", f"{value.dtype}{value.shape}"
+                raise ValueError(f"arrays: argument {i} of {signature!r} is {want}, got {got}")
+            inputs[name] = value
         results = runner(**inputs)
         return [results[name] for name in sorted(results)]
 
 
+def load_tflite(path: str | Path, *, threads: int = 1) -> TFLite:
+    """Load a TensorFlow Lite file, for many calls.
+
+    Args:
+      path: the file.
+      threads: of the interpreter.
+
+    Returns:
+      A `TFLite`: `model(signature, *arrays)` gives the arrays of the result, in order.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ModuleNotFoundError: LiteRT is missing; says which extra has it.
+      ValueError: it is not a TensorFlow Lite file.
+    """
+    return TFLite(path, threads=threads)
+
+
 def run_tflite(path: str | Path, signature: str, *arrays: Any) -> list[np.ndarray]:
-    """Load a TensorFlow Lite file and run one signature; for many calls keep a `TFLite`.
+    """Load a TensorFlow Lite file and run one signature once.
 
     Args:
       path: the file.
       signature: which of its signatures.
-      arrays: its arguments, in the order of the exported function.
+      arrays: its arguments, in the order of the exported function; a tree counts as its leaves.
 
     Returns:
-      The leaves of the result, in order.
+      The arrays of the result, in the order in which the exported function gave them.
 
     Raises:
-      ValueError: as `TFLite`.
+      FileNotFoundError: there is no such file.
+      ModuleNotFoundError: LiteRT is missing; says which extra has it.
+      ValueError: it is not a TensorFlow Lite file, has no such signature, or an argument is of
+        another number, shape or dtype.
     """
-    return TFLite(path)(signature, *arrays)
+    return load_tflite(path)(signature, *arrays)

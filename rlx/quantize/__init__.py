@@ -10,4 +10,4 @@ Products with a quantised weight are, by default, those of TensorFlow Lite's CPU
 from ._quantize import dequantize as dequantize
 from ._quantize import fake_quant as fake_quant
 from ._quantize import quantize as quantize
-from ._quantize import quantize_tree as quantize_tree
+from ._tree import quantize_tree as quantize_tree

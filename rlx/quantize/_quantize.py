@@ -1,21 +1,19 @@
-"""Symmetric quantisation, one scale for each output."""
+"""Arrays to quantised weights and back."""
 
-import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlx import weights
 from rlx._checks import check_choice, check_dtype
-from rlx._tree import named_leaves, replace_leaves
-from rlx.weights._quantized import pack
+from rlx.weights._lowbit import pack, spread
+
+from ._scales import Scale, round_to_codes
 
 Bits = Literal[2, 4, 8]
-
-# TensorFlow Lite's symmetric ranges: 8 and 4 bits leave out the most negative code, 2 bits cannot afford to.
-_RANGE = {8: (-127.0, 127.0), 4: (-7.0, 7.0), 2: (-2.0, 1.0)}
+Activations = Literal["dynamic_int8", "float"]
 
 
 def quantize(
@@ -23,27 +21,31 @@ def quantize(
     bits: Bits,
     axis: int = 0,
     *,
-    activations: Literal["dynamic_int8", "float"] = "dynamic_int8",
+    block: int | None = None,
+    activations: Activations = "dynamic_int8",
+    scale: Scale = "minmax",
 ) -> weights.QuantizedWeight:
-    """Round a weight to integer codes with one scale for each output.
+    """Round a weight to integer codes, symmetric about zero, with one scale for each output.
 
-    code = clip(round(w / scale), low, high),  scale[o] = max(max_i w[o, i] / high, min_i w[o, i] / low)
-
-    with (low, high) = (-127, 127), (-7, 7), (-2, 1) for 8, 4, 2 bits. No code is clipped: the
-    scale is the least that holds the row.
+    code = clip(round(w / scale), low, high),  (low, high) = (-127, 127), (-7, 7), (-2, 1) at 8, 4, 2 bits
 
     Args:
       w: `[..., out, in]`, floating and finite; leading axes are stacked layers.
       bits: 2, 4 or 8.
-      axis: the axis of a matrix that has a scale for each entry; outputs, 0, is what the formats have.
+      axis: the axis of the matrix `[out, in]` that keeps its own scales: 0, the outputs, as in the file formats.
+      block: a scale for each `block` neighbouring inputs of an output; must divide `in`.
       activations: what a product does with its activations, see `weights.QuantizedWeight`.
+      scale: "minmax", the least at which nothing is clipped,
+        max(max_i w[o, i] / high, min_i w[o, i] / low); or "mse", of the least squared error,
+        which is the better one at 2 and 4 bits.
 
     Returns:
-      A `weights.QuantizedWeight`. A row of zeros has scale 1.
+      A `weights.QuantizedWeight`. Zeros have scale 1.
 
     Raises:
       TypeError: `w` is not floating.
-      ValueError: `bits`, `axis` or `activations` is not one of the choices, or `w` is no matrix.
+      ValueError: `bits`, `axis`, `activations` or `scale` is not one of the choices, `w` is no
+        matrix, or `block` does not divide its inputs.
 
     Example:
       >>> import jax.numpy as jnp
@@ -52,19 +54,24 @@ def quantize(
       >>> q.integers().tolist(), q.scale.tolist()
       ([[1, 0, 0]], [1.0])
     """
-    check_dtype("floating", w=w)
-    check_choice("bits", bits, (2, 4, 8))
     check_choice("axis", axis, (0,))
     check_choice("activations", activations, ("dynamic_int8", "float"))
-    if w.ndim < 2:
-        raise ValueError(f"w: expected dims [..., out, in], got shape {w.shape}")
-    codes, scale = _round(w.astype(jnp.float32), bits)
-    packed = pack(codes.astype(jnp.int8), bits)
-    return weights.QuantizedWeight(codes=packed, scale=scale, bits=bits, inputs=w.shape[-1], activations=activations)
+    check_dtype("floating", w=w)
+    w = jnp.asarray(w)
+    codes, scales = _codes(w, bits, block, scale)
+    return weights.QuantizedWeight(
+        codes=pack(codes.astype(jnp.int8), bits),
+        scale=scales,
+        bits=bits,
+        inputs=w.shape[-1],
+        block=block,
+        activations=activations,
+        dtype=np.dtype(w.dtype),
+    )
 
 
 def dequantize(q: weights.QuantizedWeight) -> jax.Array:
-    """The array that a quantised weight stands for, `[..., out, in]` float32; the same as `weights.dense`.
+    """The array that a quantised weight stands for, `[..., out, in]`; the same as `weights.dense`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -75,20 +82,25 @@ def dequantize(q: weights.QuantizedWeight) -> jax.Array:
     return q.dense()
 
 
-def fake_quant(w: jax.Array, bits: Bits) -> jax.Array:
+def fake_quant(
+    w: jax.Array, bits: Bits, axis: int = 0, *, block: int | None = None, scale: Scale = "minmax"
+) -> jax.Array:
     """Round as `quantize` does, stay in float, and let the gradient pass straight through.
 
     Args:
       w: `[..., out, in]`, floating.
       bits: 2, 4 or 8.
+      axis: 0, as in `quantize`.
+      block: as in `quantize`.
+      scale: as in `quantize`.
 
     Returns:
-      `[..., out, in]` in the dtype of `w`; equal to `dequantize(quantize(w, bits))`. Its gradient
-      is the identity.
+      `[..., out, in]` in the dtype of `w`; equal to `dequantize(quantize(w, bits, ...))`. Its
+      gradient is the identity, also where a code is clipped.
 
     Raises:
       TypeError: `w` is not floating.
-      ValueError: `bits` is not 2, 4 or 8.
+      ValueError: as `quantize`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -100,53 +112,24 @@ def fake_quant(w: jax.Array, bits: Bits) -> jax.Array:
     References:
       Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons" (straight-through).
     """
+    check_choice("axis", axis, (0,))
     check_dtype("floating", w=w)
+    w = jnp.asarray(w)
+    fixed = jax.lax.stop_gradient(w)
+    codes, scales = _codes(fixed, bits, block, scale)
+    return (codes * spread(scales, block, w.ndim)).astype(w.dtype) + (w - fixed)
+
+
+def _codes(w: jax.Array, bits: int, block: int | None, scale: Scale) -> tuple[jax.Array, jax.Array]:
+    """Codes `[..., out, in]` and scales `[..., out]` or `[..., out, in / block]`."""
     check_choice("bits", bits, (2, 4, 8))
-    codes, scale = _round(w.astype(jnp.float32), bits)
-    rounded = (codes * scale[..., None]).astype(w.dtype)
-    return w + jax.lax.stop_gradient(rounded - w)
-
-
-def quantize_tree(params: Any, rule: Mapping[str, Bits]) -> Any:
-    """Quantise the weights of a tree whose paths match a rule.
-
-    Args:
-      params: a tree of arrays.
-      rule: bits by regular expression, searched in each dotted path; the first that matches counts.
-        Only floating leaves `[..., out, in]` that are not biases or norms are weights.
-
-    Returns:
-      The tree with `weights.QuantizedWeight` in place of the matched arrays.
-
-    Raises:
-      ValueError: a pattern matches no weight.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from rlx import quantize
-      >>> small = quantize.quantize_tree({"up_proj": {"weight": jnp.ones((4, 8))}}, {"_proj": 4})
-      >>> small["up_proj"]["weight"].codes.shape
-      (4, 4)
-    """
-    leaves = {
-        path: leaf
-        for path, leaf in named_leaves(params).items()
-        if jnp.ndim(leaf) >= 2
-        and jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating)
-        and not path.endswith("bias")
-        and "norm" not in path
-    }
-    found: dict[str, weights.QuantizedWeight] = {}
-    for pattern, bits in rule.items():
-        matched = [path for path in leaves if re.search(pattern, path)]
-        if not matched:
-            raise ValueError(f"rule: {pattern!r} matches no weight; the paths are {', '.join(leaves)}")
-        found = {**{path: quantize(jnp.asarray(leaves[path]), bits) for path in matched if path not in found}, **found}
-    return replace_leaves(params, found)
-
-
-def _round(w: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
-    low, high = _RANGE[bits]
-    scale = jnp.maximum(jnp.max(w, axis=-1) / high, jnp.min(w, axis=-1) / low)
-    scale = jnp.where(scale > 0, scale, 1.0)
-    return jnp.clip(jnp.round(w / scale[..., None]), low, high), scale
+    check_choice("scale", scale, ("minmax", "mse"))
+    if w.ndim < 2:
+        raise ValueError(f"w: expected dims [..., out, in], got shape {w.shape}")
+    if block is not None and (block < 1 or w.shape[-1] % block):
+        raise ValueError(f"block: {block} does not divide the {w.shape[-1]} inputs of w")
+    groups = w.astype(jnp.float32)
+    if block is not None:
+        groups = groups.reshape(*w.shape[:-1], -1, block)
+    codes, scales = round_to_codes(groups, bits, scale)
+    return codes.reshape(w.shape), scales

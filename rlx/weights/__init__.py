@@ -10,6 +10,7 @@ Anything with `shape`, `dtype`, `matmul`, `take` and `dense` is a representation
 """
 
 from ._ia3 import IA3 as IA3
+from ._lowbit import QuantizedWeight as QuantizedWeight
 from ._lowrank import DoRA as DoRA
 from ._lowrank import LoRA as LoRA
 from ._operations import Representation as Representation
@@ -18,4 +19,3 @@ from ._operations import dense as dense
 from ._operations import matmul as matmul
 from ._operations import take as take
 from ._per_example import PerExample as PerExample
-from ._quantized import QuantizedWeight as QuantizedWeight
