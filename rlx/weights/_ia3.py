@@ -1,18 +1,17 @@
 """IA3: a frozen weight whose outputs or inputs are rescaled."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 
 from rlx._numerics import wide
 
-from ._operations import Weight, dense, matmul, take, take_rows
+from ._operations import Adapted, dense, matmul, take, take_rows
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class IA3:
+class IA3(Adapted):
     """A weight rescaled by learned vectors: `diag(output_scale) w diag(input_scale)`.
 
     Attributes:
@@ -31,19 +30,8 @@ class IA3:
       In-Context Learning", section 3.3.
     """
 
-    base: Weight
     output_scale: jax.Array | None = None
     input_scale: jax.Array | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """`(..., out, in)` of the base."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the base."""
-        return self.base.dtype
 
     def matmul(self, x: jax.Array) -> jax.Array:
         """`output_scale * ((x * input_scale) @ base.T)`: `[..., in] -> [..., out]`."""

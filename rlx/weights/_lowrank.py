@@ -1,14 +1,13 @@
 """Low-rank adaptation: a frozen weight plus a product of two thin ones."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rlx._numerics import wide
 
-from ._operations import Weight, contract_last, dense, matmul, take, take_rows
+from ._operations import Adapted, contract_last, dense, matmul, take, take_rows
 
 
 def update(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
@@ -20,7 +19,7 @@ def update(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Ar
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class LoRA:
+class LoRA(Adapted):
     """Low-rank adaptation of a weight: `w + scale * b @ a`, kept factored.
 
     Attributes:
@@ -40,20 +39,9 @@ class LoRA:
       Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", equation 3.
     """
 
-    base: Weight
     a: jax.Array
     b: jax.Array
     scale: jax.Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """`(..., out, in)` of the base."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the base."""
-        return self.base.dtype
 
     def matmul(self, x: jax.Array) -> jax.Array:
         """`x @ base.T + scale * (x @ a.T) @ b.T`: `[..., in] -> [..., out]`."""
@@ -76,7 +64,7 @@ class LoRA:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class DoRA:
+class DoRA(Adapted):
     """Weight-decomposed low-rank adaptation: a LoRA direction with a trained row magnitude.
 
     w' = magnitude * (w + scale * b @ a) / ||w + scale * b @ a||, the norm over the inputs of a row.
@@ -103,21 +91,10 @@ class DoRA:
       Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5 and section 4.3.
     """
 
-    base: Weight
     a: jax.Array
     b: jax.Array
     scale: jax.Array
     magnitude: jax.Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """`(..., out, in)` of the base."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the base."""
-        return self.base.dtype
 
     def gain(self) -> jax.Array:
         """`magnitude / ||w + scale * b @ a||`, `[out]`; a row that is zero keeps gain 0."""

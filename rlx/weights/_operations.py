@@ -1,5 +1,6 @@
 """Multiply by a weight, look rows up in it, write it out: the three things a layer does."""
 
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -42,6 +43,23 @@ class Representation(Protocol):
 
 
 Weight: TypeAlias = jax.Array | Representation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """What the representations over a base have in common: they stand for an array like it."""
+
+    base: Weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(..., out, in)` of the base."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the base."""
+        return self.base.dtype
 
 
 def matmul(x: jax.Array, w: Weight) -> jax.Array:

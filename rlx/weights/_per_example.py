@@ -1,7 +1,6 @@
 """Many adapters in one batch: each example multiplies by its own low-rank update of one base."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +8,12 @@ from jax import lax
 
 from rlx._numerics import common, wide
 
-from ._operations import Weight, matmul, take, take_rows
+from ._operations import Adapted, matmul, take, take_rows
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class PerExample:
+class PerExample(Adapted):
     """A bank of LoRA adapters over one base; example `i` of the batch uses adapter `ids[i]`.
 
     y[i] = x[i] @ base.T + scale[ids[i]] * (x[i] @ a[ids[i]].T) @ b[ids[i]].T
@@ -43,21 +42,10 @@ class PerExample:
       Chen et al. 2023, "Punica: Multi-Tenant LoRA Serving", section 3 (there as a kernel, SGMV).
     """
 
-    base: Weight
     a: jax.Array
     b: jax.Array
     scale: jax.Array
     ids: jax.Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """`(..., out, in)` of the base."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the base."""
-        return self.base.dtype
 
     def matmul(self, x: jax.Array) -> jax.Array:
         """Each example by its own weight: `[batch, ..., in] -> [batch, ..., out]`."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import LinearLogprob, linear_logprob
-from rlx import reversible, weights
+from rlx import quantize, reversible, weights
 from rlx.models import decoder
 
 from . import alignment
@@ -155,6 +155,23 @@ CASES = [
         (True, True, False),
         differentiable=(0, 2),
         half=(0, 2),
+    ),
+    Case(
+        "matmul[4 bits]",
+        weights.matmul,
+        lambda key: (normal(key, B, T, IN), quantize.quantize(dense_weight(key), 4, activations="float")),
+        (True, False),
+        # computed in float32 whatever comes, which finite differences in float64 cannot follow; see tests/quantize
+        half=(0,),
+    ),
+    Case(
+        "fake_quant",
+        lambda w: quantize.fake_quant(w, 4),
+        lambda key: (normal(key, B, OUT, IN),),
+        (True,),
+        differentiable=(0,),
+        half=(0,),
+        gradient_is_detached=True,
     ),
     take_case("dense", dense_weight),
     take_case("lora", lora_weight),
