@@ -173,6 +173,9 @@ class Exporter(Protocol):
 
 
 _exporter: ContextVar[Exporter | None] = ContextVar("exporter", default=None)
+# jax.jit keeps what it has traced. This makes a trace under an exporter one of its own, so that it is
+# neither taken from an earlier call of the function nor left behind for a later one.
+_trace_of_its_own = jax.make_user_context()
 
 
 @contextmanager
@@ -180,6 +183,7 @@ def exporting(exporter: Exporter) -> Iterator[None]:
     """Inside this block quantised weights are multiplied, looked up and written out by `exporter`."""
     token = _exporter.set(exporter)
     try:
-        yield
+        with _trace_of_its_own(object()):
+            yield
     finally:
         _exporter.reset(token)

@@ -125,6 +125,35 @@ def test_codes_survive_what_a_converter_folds_and_float_weights_of_the_same_valu
     assert np.abs(actual[2] - actual[3]).max() > 1e-3  # rounded activations, and those that are not
 
 
+def test_what_jax_has_traced_before_and_traces_after_is_not_touched(tmp_path: Path) -> None:
+    """Functions that jax caches, of the same weight: traced before the export, in it, and after it."""
+    q = {name: quantize.quantize(normal(i, 8, 8), 8) for i, name in enumerate(("jit", "remat", "scan", "vjp", "whole"))}
+    inner = jax.jit(lambda x: weights.matmul(x, q["jit"]))
+    saved = jax.checkpoint(lambda x: weights.matmul(x, q["remat"]))  # type: ignore
+    custom = jax.custom_vjp(lambda x: weights.matmul(x, q["vjp"]))
+    custom.defvjp(lambda x: (weights.matmul(x, q["vjp"]), x), lambda x, g: (g,))
+
+    def body(x: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        return x, weights.dense(q["scan"])[0]
+
+    def run(x: jax.Array) -> list[jax.Array]:
+        looked = jax.lax.scan(body, x, None, length=2)[1]
+        return [inner(x), saved(x), custom(x), looked, weights.matmul(x, q["whole"])]
+
+    x = normal(9, 2, 8)
+    expected = [weights.matmul(x, q[name]) for name in ("jit", "remat", "vjp")]
+    expected += [jnp.broadcast_to(q["scan"].dense()[0], (2, 8)), weights.matmul(x, q["whole"])]
+    for order in ("export first", "jit first"):
+        jax.clear_caches()
+        if order == "jit first":
+            jax.jit(run)(x)
+        report = export.to_tflite({"f": (run, [floats(2, 8)])}, tmp_path / "m.tflite")
+        assert list(report.quantized.values()) == [8] * 4
+        for results in (export.run_tflite(report.path, "f", x), run(x), jax.jit(run)(x)):
+            for a, e in zip(results, expected, strict=True):
+                np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-6)
+
+
 # Models
 
 
@@ -296,8 +325,11 @@ def test_more_than_ten_arguments_and_results_keep_their_order(tmp_path: Path) ->
 
 
 @SLOW
-def test_constants_lie_at_multiples_of_sixteen(tmp_path: Path) -> None:
-    """As the schema asks (`force_align: 16`)."""
+def test_operations_say_what_they_compute_and_constants_lie_at_multiples_of_sixteen(tmp_path: Path) -> None:
+    """The delegate of this machine reads neither flag, version nor alignment; other interpreters do.
+
+    The schema asks for `force_align: 16`; version 12 of FULLY_CONNECTED has float activations and a scale an output.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     q = [quantize.quantize(normal(i, 5, 7 + i), bits) for i, bits in enumerate(BITS)]
@@ -317,6 +349,12 @@ def test_constants_lie_at_multiples_of_sixteen(tmp_path: Path) -> None:
             found.add(data.tobytes())
             assert (data.ctypes.data - np.frombuffer(content, np.uint8).ctypes.data) % 16 == 0
     assert packed <= found
+    graph = model.Subgraphs(0)
+    types = {graph.Tensors(graph.Operators(i).Inputs(1)).Type() for i in range(graph.OperatorsLength())}
+    assert types == {schema.TensorType.INT8, schema.TensorType.INT4, schema.TensorType.INT2}
+    assert [code.version for code in schema.ModelT.InitFromObj(model).operatorCodes] == [12]
+    for operation in schema.ModelT.InitFromObj(model).subgraphs[0].operators:
+        assert operation.builtinOptions.asymmetricQuantizeInputs
 
 
 # Refusals
