@@ -33,7 +33,7 @@ def round_to_codes(w: jax.Array, bits: int, kind: Scale) -> tuple[jax.Array, jax
     """
     low, high = RANGE[bits]
     full = jnp.maximum(jnp.max(w, axis=-1) / high, jnp.min(w, axis=-1) / low)
-    full = jnp.where(full > 0, full, 1.0)
+    full = jnp.where(full == 0, 1.0, full)  # a NaN or an infinity stays one: the row comes back as NaN
     scale = full if kind == "minmax" else _least_squares(w, full, bits)
     return _codes(w, scale, bits), scale
 

@@ -7,14 +7,24 @@ import jax.numpy as jnp
 
 from rlx._numerics import wide
 
-from ._operations import Adapted, contract_last, dense, matmul, take, take_rows
+from ._operations import Adapted, Weight, contract_last, dense, matmul, take, take_rows
+
+
+def check_factors(base: Weight, a: jax.Array, b: jax.Array) -> None:
+    """Check that `b @ a` has the shape of the base; a wrong one would broadcast."""
+    outputs, inputs = base.shape[-2:]
+    if a.shape[-1] != inputs:
+        raise ValueError(f"a: expected dims [rank, in] with in={inputs} of the base, got shape {a.shape}")
+    if b.shape[-2:] != (outputs, a.shape[-2]):
+        expected = f"[out={outputs}, rank={a.shape[-2]}]"
+        raise ValueError(f"b: expected dims {expected} of the base and a, got shape {b.shape}")
 
 
 def update(x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
     """`scale * (x @ a.T) @ b.T` in float32 or wider: the low-rank term, without its [out, in] product."""
     hidden = contract_last(x, a)
     term = contract_last(hidden, b)
-    return term * scale.astype(term.dtype)
+    return term * jnp.asarray(scale).astype(term.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -45,20 +55,23 @@ class LoRA(Adapted):
 
     def matmul(self, x: jax.Array) -> jax.Array:
         """`x @ base.T + scale * (x @ a.T) @ b.T`: `[..., in] -> [..., out]`."""
+        check_factors(self.base, self.a, self.b)
         term = update(x, self.a, self.b, self.scale)
         return (matmul(x, self.base).astype(term.dtype) + term).astype(x.dtype)
 
     def take(self, ids: jax.Array) -> jax.Array:
         """`base[ids] + scale * b[ids] @ a`: `[...] -> [..., in]`."""
+        check_factors(self.base, self.a, self.b)
         rows = take(self.base, ids)
         term = jnp.matmul(take_rows(self.b, ids), self.a, preferred_element_type=wide(self.a.dtype))
-        return (rows.astype(term.dtype) + term * self.scale.astype(term.dtype)).astype(rows.dtype)
+        return (rows.astype(term.dtype) + term * jnp.asarray(self.scale).astype(term.dtype)).astype(rows.dtype)
 
     def dense(self) -> jax.Array:
         """`base + scale * b @ a`, summed in float32 or wider and rounded once."""
+        check_factors(self.base, self.a, self.b)
         base = dense(self.base)
         term = jnp.matmul(self.b, self.a, preferred_element_type=wide(base.dtype))
-        scale = self.scale.astype(term.dtype)[..., None, None]
+        scale = jnp.asarray(self.scale).astype(term.dtype)[..., None, None]
         return (base.astype(term.dtype) + scale * term).astype(base.dtype)
 
 
@@ -111,6 +124,7 @@ class DoRA(Adapted):
 
     def matmul(self, x: jax.Array) -> jax.Array:
         """`gain * (x @ base.T + scale * (x @ a.T) @ b.T)`: `[..., in] -> [..., out]`."""
+        check_factors(self.base, self.a, self.b)
         term = update(x, self.a, self.b, self.scale)
         total = matmul(x, self.base).astype(term.dtype) + term
         gain = self.gain().astype(total.dtype)

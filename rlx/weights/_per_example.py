@@ -8,6 +8,7 @@ from jax import lax
 
 from rlx._numerics import common, wide
 
+from ._lowrank import check_factors
 from ._operations import Adapted, matmul, take, take_rows
 
 
@@ -50,6 +51,7 @@ class PerExample(Adapted):
     def matmul(self, x: jax.Array) -> jax.Array:
         """Each example by its own weight: `[batch, ..., in] -> [batch, ..., out]`."""
         self._check_batch("x", x)
+        check_factors(self.base, self.a, self.b)
         rows = x.reshape(x.shape[0], -1, x.shape[-1])
         a, b = take_rows(self.a, self.ids), take_rows(self.b, self.ids)
         term = _batched(_batched(rows, a), b) * self._scale()
@@ -59,6 +61,7 @@ class PerExample(Adapted):
     def take(self, ids: jax.Array) -> jax.Array:
         """Each example's rows from its own table: `[batch, ...] -> [batch, ..., in]`."""
         self._check_batch("ids", ids)
+        check_factors(self.base, self.a, self.b)
         rows = take(self.base, ids)
         flat = ids.reshape(ids.shape[0], -1)
         a, b = take_rows(self.a, self.ids), take_rows(self.b, self.ids)

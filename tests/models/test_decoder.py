@@ -121,6 +121,17 @@ def test_left_padded_prompts_continue_like_unpadded_ones(params: Any) -> None:
     np.testing.assert_allclose(actual, expected, atol=2e-4)
 
 
+@pytest.mark.parametrize("side", [(2, 0), (0, 2), (1, 1)])
+def test_padded_prompts_generate_what_unpadded_ones_do(params: Any, side: tuple[int, int]) -> None:
+    ids = tokens(5)
+    padded = jnp.pad(ids, ((0, 0), side), constant_values=2)
+    mask = jnp.pad(jnp.ones_like(ids), ((0, 0), side))
+    plain = decoder.generate(params, CONFIG, ids, key=jax.random.key(0), max_new_tokens=4)
+    out = decoder.generate(params, CONFIG, padded, key=jax.random.key(0), max_new_tokens=4, attention_mask=mask)
+    assert jnp.array_equal(out.tokens, plain.tokens)
+    np.testing.assert_allclose(out.logp, plain.logp, atol=2e-4)
+
+
 def test_a_full_cache_gives_nan_not_a_wrong_answer(params: Any) -> None:
     ids = tokens(7, length=3)
     _, cache = decoder.prefill(params, CONFIG, ids, slots=4)
@@ -244,6 +255,8 @@ def test_mistakes_name_the_argument(params: Any) -> None:
         decoder.apply(params, CONFIG, ids, attention_mask=jnp.ones((4, 8), bool))
     with pytest.raises(ValueError, match="input_ids: 9 tokens do not fit a cache of 5 slots"):
         decoder.prefill(params, CONFIG, ids, slots=5)
+    with pytest.raises(ValueError, match="prompt_ids: a prompt needs at least one token"):
+        decoder.generate(params, CONFIG, ids[:, :0], key=jax.random.key(0), max_new_tokens=1)
     with pytest.raises(ValueError, match="temperature: -1 is outside"):
         decoder.generate(params, CONFIG, ids, key=jax.random.key(0), max_new_tokens=1, temperature=-1)
     out = decoder.apply(params, CONFIG, ids.at[0, 0].set(99))

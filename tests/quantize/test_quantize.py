@@ -115,3 +115,9 @@ def test_what_is_quantised_already_stays_and_a_base_under_an_adapter_is_a_weight
     assert small["q"]["weight"] is stacked
     assert small["k"]["weight"].base.bits == 4
     assert small["k"]["weight"].a is adapted.a
+
+
+def test_a_number_that_is_not_finite_is_seen_in_its_row() -> None:
+    w = jnp.ones((3, 4)).at[0, 0].set(jnp.nan).at[1, 0].set(jnp.inf)
+    finite = jnp.isfinite(quantize.dequantize(quantize.quantize(w, 8)))
+    assert jnp.all(finite, axis=1).tolist() == [False, False, True]

@@ -227,6 +227,18 @@ def test_mistakes_name_the_argument(call: Any, error: type, message: str, key: j
         call(arrays(key)["base"], jnp.ones((B, IN)))
 
 
+@pytest.mark.parametrize("call", [lambda w, x: weights.matmul(x, w), lambda w, x: weights.dense(w)])
+def test_factors_of_a_wrong_shape_do_not_broadcast(call: Any, key: jax.Array) -> None:
+    v = arrays(key)
+    lora = {"base": v["base"], "a": v["a"], "b": v["b"], "scale": jnp.array(1.0)}
+    x = jnp.ones((B, IN))
+    with pytest.raises(ValueError, match="b: expected dims"):
+        call(weights.LoRA(**{**lora, "b": v["b"][:1]}), x)
+    with pytest.raises(ValueError, match="a: expected dims"):
+        call(weights.LoRA(**{**lora, "a": v["a"][:, :1]}), x)
+    assert call(weights.LoRA(**{**lora, "scale": 1.0}), x).shape[-1] in (OUT, IN)
+
+
 @pytest.mark.parametrize("index", [-1, OUT, 2**30])
 @pytest.mark.parametrize("name", ["dense", "lora", "ia3"])
 def test_an_id_outside_the_vocabulary_is_seen(name: str, index: int, key: jax.Array) -> None:

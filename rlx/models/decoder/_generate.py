@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rlx._checks import check_range
+from rlx._checks import check_range, check_shapes
 
 from ._apply import log_probs
 from ._blocks import Params
@@ -49,7 +49,7 @@ def generate(
     Args:
       params: as for `apply`.
       config: the sizes.
-      prompt_ids: `[B, P]`; prompts of unequal length are padded on the left, with a mask.
+      prompt_ids: `[B, P]`, P at least 1; prompts of unequal length are padded on either side, with a mask.
       key: a random key; row `b` at step `t` draws from a key of its own, so a batch is not
         changed by what is appended to it.
       max_new_tokens: T.
@@ -61,7 +61,7 @@ def generate(
       A `Generation`.
 
     Raises:
-      ValueError: `temperature` is negative or not finite, `max_new_tokens` is not positive.
+      ValueError: a prompt is empty, `temperature` is negative or not finite, `max_new_tokens` is not positive.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -76,7 +76,10 @@ def generate(
     """
     check_range("temperature", temperature, 0, 1e6)
     check_range("max_new_tokens", max_new_tokens, 1, 2**31)
+    check_shapes(prompt_ids=(prompt_ids, "BP"))
     batch, prompt = prompt_ids.shape
+    if prompt == 0:
+        raise ValueError("prompt_ids: a prompt needs at least one token, got shape " + str(prompt_ids.shape))
     logits, cache = prefill(
         params,
         config,
@@ -104,6 +107,10 @@ def generate(
         logits, cache = extend(params, config, token[:, None], cache)
         return (logits[:, -1], cache, done), (token, logp, mask)
 
-    start = (logits[:, -1], cache, jnp.zeros(batch, bool))
+    # The last token of each prompt: with padding on the right it is not in the last column.
+    mask = jnp.ones((batch, prompt), bool) if attention_mask is None else attention_mask.astype(bool)
+    last = prompt - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    first = jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
+    start = (first, cache, jnp.zeros(batch, bool))
     _, (tokens, logp, mask) = lax.scan(step, start, jnp.arange(max_new_tokens))
     return Generation(tokens=tokens.T, logp=logp.T, mask=mask.T)
