@@ -237,8 +237,8 @@ def _plot_certificates(axis: Any, report: Report) -> None:
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )
     axis.axvline(certificate["constrained"]["threshold"], color=INK, ls="--", lw=1)
-    axis.set(yticks=[0, 1], yticklabels=["control", "constrained"], xlim=(0, 1), ylim=(-0.6, 1.6))
-    axis.set(title="P(text contains e): bounds, and what is allowed (dashed)")
+    axis.set(yticks=[0, 1], yticklabels=["control", "constrained"], xlim=(-0.02, 1.02), ylim=(-0.6, 1.6))
+    axis.set(title="P(text contains e): bounds, allowed")
 
 
 class _figure:
