@@ -44,7 +44,7 @@ def reference(hidden: jax.Array, weight: jax.Array, targets: jax.Array) -> Linea
     dims = (((1,), (1,)), ((), ()))
     logits = lax.dot_general(hidden.astype(common), weight.astype(common), dims, preferred_element_type=dtype)
     total = jax.nn.logsumexp(logits, axis=1)
-    hit = lax.broadcasted_iota(targets.dtype, logits.shape, 1) == targets[:, None]
+    hit = lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None].astype(jnp.int32)
     inside = (targets >= 0) & (targets < weight.shape[0])
     chosen = jnp.where(inside, jnp.sum(jnp.where(hit, logits, 0), axis=1), jnp.nan)
     logp = logits - total[:, None]

@@ -161,7 +161,8 @@ def _evaluate(contract: Contract, params: Params, batch: Batch) -> RewardOut:
 def _cost(constraint: Constraint, value: jax.Array, level: jax.Array) -> jax.Array:
     if isinstance(constraint.of, Chance):
         happens = RELATIONS[constraint.of.event.relation](value, level)
-        return (happens if constraint.relation == "<=" else ~happens).astype(value.dtype)
+        cost = (happens if constraint.relation == "<=" else ~happens).astype(value.dtype)
+        return jnp.where(jnp.isnan(value), jnp.nan, cost)  # what was not measured is not satisfied
     return value if constraint.relation == "<=" else -value
 
 

@@ -38,7 +38,8 @@ def stack(
         the backward pass, so dropout replays.
       stream: how the streams are held between layers. "float32"; "exact", int32 fixed point
         that reconstructs bit for bit whatever dtype the blocks compute in, in the range ±1024
-        (NaN outside); "auto" takes "exact" when a block returns half precision.
+        (NaN outside); "auto" takes "exact" when a block returns half precision. Exact streams
+        have first derivatives only, and those of `stack`, not of `unstack`.
 
     Returns:
       `(y1, y2)` with the shapes and dtypes of `state`.
@@ -98,8 +99,10 @@ def unstack(
         p, index = inputs
         return coupling.inverse(p, s, _fold(key, index), held, _template(state)), None
 
-    streams, _ = lax.scan(layer, jax.tree.map(held.encode, state), _layers(params), reverse=True)
-    return jax.tree.map(held.decode, streams, state)
+    start = jax.tree.map(held.encode, state)
+    bad = jax.tree.reduce(jnp.logical_or, jax.tree.map(held.overflow, start, state))
+    streams, _ = lax.scan(layer, start, _layers(params), reverse=True)
+    return jax.tree.map(lambda s, y: jnp.where(bad, jnp.nan, held.decode(s, y)), streams, state)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -72,6 +72,14 @@ def test_large_logits_stay_finite_and_a_target_outside_is_nan() -> None:
     assert bool(jnp.all(jnp.isfinite(out.entropy)))
 
 
+def test_small_integer_targets_do_not_wrap_in_a_large_vocabulary() -> None:
+    hidden, weight, _ = arguments(v=300)
+    targets = jnp.arange(37) + 5
+    expected = linear_logprob(hidden, weight, targets).logp
+    for dtype in (jnp.uint8, jnp.int8, jnp.int16):
+        assert jnp.array_equal(linear_logprob(hidden, weight, targets.astype(dtype)).logp, expected)
+
+
 def test_mistakes_name_the_argument() -> None:
     hidden, weight, targets = arguments()
     with pytest.raises(ValueError, match="weight: dim D=11 disagrees with D=12 of hidden"):

@@ -183,6 +183,22 @@ def test_log_probabilities_and_mask_of_samples(params: Any) -> None:
     assert 0 < stopped < 64
 
 
+def test_byte_prompts_and_targets_outside() -> None:
+    config = decoder.Config(
+        vocab_size=300, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    drawn = decoder.init(jax.random.key(0), config)
+    ids = jnp.array([[1, 2, 3]] * 64)
+
+    def run(prompts: jax.Array) -> decoder.Generation:
+        return decoder.generate(drawn, config, prompts, key=jax.random.key(0), max_new_tokens=3)
+
+    out = run(ids.astype(jnp.uint8))
+    assert jnp.array_equal(out.tokens, run(ids).tokens)
+    assert int(out.tokens.max()) > 255
+    assert jnp.isnan(decoder.log_probs(jnp.zeros((2, 3)), jnp.array([-1, 3]))).tolist() == [True, True]
+
+
 def test_a_batch_does_not_change_its_first_rows(params: Any) -> None:
     prompts = tokens(11, batch=6, length=4)
 

@@ -99,6 +99,8 @@ def test_a_value_out_of_range_of_exact_streams_is_nan_not_wrapped(key: jax.Array
     x1, x2 = state(jax.random.key(1))
     y = reversible.stack(COUPLING, params, (x1.at[0, 0].set(1500.0), x2), stream="exact")
     assert all(bool(jnp.all(jnp.isnan(leaf))) for leaf in y)
+    back = reversible.unstack(COUPLING, params, (x1.at[0, 0].set(jnp.nan), x2), stream="exact")
+    assert all(bool(jnp.all(jnp.isnan(leaf))) for leaf in back)
     y = reversible.stack(COUPLING, params, (x1.at[0, 0].set(900.0), x2), stream="exact")
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in y)
 

@@ -135,7 +135,7 @@ def log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
     Args:
       logits: `[..., V]`, floating.
-      targets: integers `[...]` in `[0, V)`.
+      targets: integers `[...]` in `[0, V)`; one outside gives NaN.
 
     Returns:
       `[...]` float32.
@@ -153,6 +153,7 @@ def log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:
         raise ValueError(f"targets: shape {targets.shape} disagrees with logits of shape {logits.shape}")
     logits = logits.astype(wide(logits.dtype))
     # The gradient of this select is a select; that of a gather is a scatter, which is slow.
-    hit = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
-    chosen = jnp.sum(jnp.where(hit, logits, 0), axis=-1)
+    ids = targets[..., None].astype(jnp.int32)
+    hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == ids
+    chosen = jnp.where(jnp.any(hit, axis=-1), jnp.sum(jnp.where(hit, logits, 0), axis=-1), jnp.nan)
     return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -97,7 +97,7 @@ def generate(
         token = jnp.where(temperature > 0, sampled, jnp.argmax(logits, axis=-1))
         logp = log_probs(logits, token)
         token = token if stop_token is None else jnp.where(done, stop_token, token)
-        return token.astype(prompt_ids.dtype), jnp.where(done, 0.0, logp)
+        return token.astype(dtype), jnp.where(done, 0.0, logp)
 
     def step(carry: Carry, index: jax.Array) -> tuple[Carry, tuple[jax.Array, jax.Array, jax.Array]]:
         logits, cache, done = carry
@@ -107,6 +107,8 @@ def generate(
         logits, cache = extend(params, config, token[:, None], cache)
         return (logits[:, -1], cache, done), (token, logp, mask)
 
+    # Small prompts may come as bytes; what is sampled may not fit into one.
+    dtype = prompt_ids.dtype if prompt_ids.dtype.itemsize >= 4 else jnp.int32
     # The last token of each prompt: with padding on the right it is not in the last column.
     mask = jnp.ones((batch, prompt), bool) if attention_mask is None else attention_mask.astype(bool)
     last = prompt - 1 - jnp.argmax(mask[:, ::-1], axis=1)
