@@ -1,5 +1,6 @@
 """A contract as one pure function of its parameters and a batch."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,9 +12,13 @@ import numpy as np
 from rlx._checks import is_array
 from rlx._numerics import wide
 
-from ._contract import RELATIONS, Batch, Chance, Constraint, Contract, Term, all_terms, name_of, naming_problems
+from ._constraints import Chance, Event, Expect, Formula, events_in, name_of
+from ._contract import Contract, all_terms, level_values, naming_problems, number_problems
+from ._costs import Cost, cost_of
+from ._temporal import Trace, compact
+from ._terms import Batch, Term
 
-Params = dict[str, jax.Array]
+Params = dict[str, Any]
 
 
 class RewardOut(NamedTuple):
@@ -27,7 +32,10 @@ class RewardOut(NamedTuple):
       terms: `[B]` by name; token-level terms are reduced by the mask.
       utilities: `[B, K]`.
       costs: `[B, M]`, such that constraint m says: mean cost <= threshold.
-      violated: `[B, M]`, whether the text's own cost is above the threshold.
+      violated: `[B, M]`, whether the text's own cost is above the threshold (of a formula: whether it is false). A
+        text whose cost is NaN violates.
+      robustness: `[B, M]`, by how much the text meets the constraint: threshold - cost, and of a formula its robustness
+        plus the shortfall that is allowed.
     """
 
     total: jax.Array
@@ -36,6 +44,7 @@ class RewardOut(NamedTuple):
     utilities: jax.Array
     costs: jax.Array
     violated: jax.Array
+    robustness: jax.Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +53,36 @@ class Reward:
 
     Attributes:
       contract: what was compiled.
-      params: `weights [K]`, `utility [K, N]` (coefficients), `thresholds [M]`, `levels [M]` (the c of
-        `Chance(term > c)`), `multipliers [M]`, and what the aggregate adds (`disagreement [K]`, `floor []`,
-        `temperature []`). A new value never retraces.
+      params: `weights [K]`, `utility [K, N]` (coefficients), `thresholds [M]`, `multipliers [M]`, `levels [L]` (the
+        numbers that constraints compare with, in the order they are written: `c` of `term > c`, `level` and `at` of
+        `CVaR`), what the aggregate adds (`disagreement [K]`, `floor []`, `temperature []`, ...), and `terms`, the
+        parameters of learned terms by name. A new value never retraces.
     """
 
     contract: Contract
     params: Params
+    _call: Any = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        contract, shapes = self.contract, {name: np.shape(v) for name, v in self.params.items() if name != "terms"}
+
+        def evaluate(params: Params, batch: Batch) -> RewardOut:
+            _check_params(params, shapes, self.params)
+            return _evaluate(contract, params, batch)
+
+        object.__setattr__(self, "_call", jax.jit(evaluate))
 
     def __call__(self, params: Params, batch: Batch) -> RewardOut:
-        """Evaluate the contract on a batch."""
-        return _evaluate(self.contract, params, batch)
+        """Evaluate the contract on a batch: arrays by signal name."""
+        try:
+            return self._call(params, batch)
+        except TypeError as error:
+            if isinstance(batch, Mapping):
+                for name, value in batch.items():
+                    if not is_array(value) and not isinstance(value, (bool, int, float)):
+                        kind = type(value).__name__
+                        raise TypeError(f"batch: {name!r} is {kind}, expected an array; leave it out") from error
+            raise
 
 
 def compile(contract: Contract) -> Reward:
@@ -64,17 +92,19 @@ def compile(contract: Contract) -> Reward:
 
     A constraint whose multiplier is 0 adds exactly 0 to the reward of every text, satisfied or not. One whose
     multiplier is positive adds the same constant, multiplier * threshold, to all texts: it moves no advantage, and
-    makes the mean of `total` the Lagrangian.
+    makes the mean of `total` the Lagrangian. A text that satisfies a formula costs 0.
 
     Args:
       contract: what to compile.
 
     Returns:
-      A `Reward`; call it as `reward(params, batch)` under jit, vmap, grad, shard_map or pmap.
+      A `Reward`; call it as `reward(params, batch)` under jit, vmap, grad, shard_map or pmap. It is compiled once for
+      each shape of the batch.
 
     Raises:
-      ValueError: a name is missing, used twice or ambiguous. When called: a term's shape is not what its level
-        says, or a token-level term meets a batch without "mask".
+      ValueError: a name is missing, used twice or ambiguous; a weight, multiplier or limit makes no sense. When called:
+        a term's shape is not what its level says, a token-level term meets a batch without "mask", or params have
+        another shape than `reward.params`.
       TypeError: when called: a term returns something that is not a real array.
 
     Example:
@@ -86,26 +116,26 @@ def compile(contract: Contract) -> Reward:
       >>> out.total.tolist(), out.costs[:, 0].tolist()
       ([0.20000000298023224, 0.800000011920929], [0.0, 1.0])
     """
-    problems = naming_problems(contract)
+    problems = naming_problems(contract) + number_problems(contract)
     if problems:
         raise ValueError(f"contract {contract.name!r}: " + "; ".join(problems))
-    names = list(all_terms(contract))
+    terms = all_terms(contract)
     stakeholders, constraints = contract.stakeholders, contract.constraints
-    utility = [[float(s.utility.get(name, 0.0)) for name in names] for s in stakeholders]
-    chances = [c.of.event.value if isinstance(c.of, Chance) else 0.0 for c in constraints]
     params = {
         "weights": _array([s.weight for s in stakeholders]),
-        "utility": _array(utility),
+        "utility": _array([[float(s.utility.get(name, 0.0)) for name in terms] for s in stakeholders]),
         "thresholds": _array([c.threshold for c in constraints]),
-        "levels": _array(chances),
+        "levels": _array(level_values(contract)),
         "multipliers": _array([c.multiplier for c in constraints]),
     }
-    return Reward(contract, params | contract.aggregate.init([s.name for s in stakeholders]))
+    learned = {name: jax.tree.map(jnp.asarray, term.params) for name, term in terms.items() if term.params is not None}
+    own = {n: jnp.asarray(v) for n, v in contract.aggregate.init([s.name for s in stakeholders]).items()}
+    return Reward(contract, params | own | ({"terms": learned} if learned else {}))
 
 
-def term_values(term: Term, batch: Batch) -> jax.Array:
+def term_values(term: Term, batch: Batch, params: Any = None) -> jax.Array:
     """What the term's function returns, in float32 or wider, its shape checked against its level."""
-    value = term.fn(batch)
+    value = term(batch, params)
     if not is_array(value):
         raise TypeError(f"term {term.name!r}: fn returned {type(value).__name__}, expected an array")
     value = jnp.asarray(value)
@@ -118,18 +148,35 @@ def term_values(term: Term, batch: Batch) -> jax.Array:
     return value.astype(wide(value.dtype) if floating else jnp.float32)
 
 
+def _check_params(params: Any, shapes: Mapping[str, tuple[int, ...]], own: Params) -> None:
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params: expected a dict like reward.params, got {type(params).__name__}")
+    known = {*shapes, *(["terms"] if "terms" in own else [])}
+    wrong = [f"{name!r} is missing" for name in sorted(known - set(params))]
+    wrong += [f"{name!r} is none of {', '.join(sorted(known))}" for name in sorted(set(params) - known)]
+    wrong += [
+        f"{name!r} has shape {np.shape(params[name])}, expected {shape}"
+        for name, shape in shapes.items()
+        if name in params and np.shape(params[name]) != shape
+    ]
+    if wrong:
+        raise ValueError(f"params: {'; '.join(wrong)}")
+
+
 def _evaluate(contract: Contract, params: Params, batch: Batch) -> RewardOut:
     terms = all_terms(contract)
-    raw = {name: term_values(term, batch) for name, term in terms.items()}
+    learned = params.get("terms", {})
+    raw = {name: term_values(term, batch, learned.get(name)) for name, term in terms.items()}
     dtype = wide(*(value.dtype for value in raw.values()))
     raw = {name: value.astype(dtype) for name, value in raw.items()}
     sizes = {value.shape[0] for value in raw.values()}
     if len(sizes) > 1:
         shapes = ", ".join(f"{name} {value.shape}" for name, value in raw.items())
         raise ValueError(f"terms: they disagree on the batch size B: {shapes}")
-    params = {name: jnp.asarray(value).astype(dtype) for name, value in params.items()}
+    params = {name: jnp.asarray(value).astype(dtype) for name, value in params.items() if name != "terms"}
+    tokens = {name: value for name, value in raw.items() if value.ndim == 2}
     # what each token adds to its term: [B, T], rows sum to the reduced term
-    paid = {name: _per_token(terms[name], value, batch) for name, value in raw.items() if value.ndim == 2}
+    paid = {name: _per_token(terms[name], value, batch) for name, value in tokens.items()}
     reduced = {name: jnp.sum(paid[name], axis=-1) if name in paid else value for name, value in raw.items()}
 
     names = list(terms)
@@ -138,15 +185,12 @@ def _evaluate(contract: Contract, params: Params, batch: Batch) -> RewardOut:
         used = [n for n, name in enumerate(names) if name in stakeholder.utility]
         columns.append(sum(params["utility"][k, n] * reduced[names[n]] for n in used))
     utilities = jnp.stack(columns).T  # rows of [B] are vectors, columns of K are not
-    batch_size = utilities.shape[0]
-    costs = [_cost(c, reduced[name_of(c.term)], params["levels"][m]) for m, c in enumerate(contract.constraints)]
-    costs = jnp.stack(costs).T if costs else jnp.zeros((batch_size, 0), dtype)
-    thresholds = jnp.broadcast_to(params["thresholds"], costs.shape)
+    costs = _costs(contract, params, reduced, tokens, batch)
+    penalty = sum(params["multipliers"][m] * (c.cost - params["thresholds"][m]) for m, c in enumerate(costs))
 
     def aggregate(u: jax.Array) -> jax.Array:
         return contract.aggregate.apply(u, params["weights"], params)
 
-    penalty = jnp.sum(jnp.broadcast_to(params["multipliers"], costs.shape) * (costs - thresholds), axis=-1)
     token = None
     if paid:
         welfare, pullback = jax.vjp(aggregate, utilities)
@@ -155,15 +199,34 @@ def _evaluate(contract: Contract, params: Params, batch: Batch) -> RewardOut:
         token = _over_time(contract, params, batch["mask"], names, paid, reduced, prices, total)
     else:
         total = aggregate(utilities) - penalty
-    return RewardOut(total, token, reduced, utilities, costs, costs > thresholds)
+    whole = Cost(*(jnp.stack(column).T for column in zip(*costs, strict=True))) if costs else _no_costs(utilities)
+    return RewardOut(total, token, reduced, utilities, whole.cost, whole.violated, whole.robustness)
 
 
-def _cost(constraint: Constraint, value: jax.Array, level: jax.Array) -> jax.Array:
-    if isinstance(constraint.of, Chance):
-        happens = RELATIONS[constraint.of.event.relation](value, level)
-        cost = (happens if constraint.relation == "<=" else ~happens).astype(value.dtype)
-        return jnp.where(jnp.isnan(value), jnp.nan, cost)  # what was not measured is not satisfied
-    return value if constraint.relation == "<=" else -value
+def _costs(
+    contract: Contract,
+    params: Params,
+    reduced: Mapping[str, jax.Array],
+    tokens: Mapping[str, jax.Array],
+    batch: Batch,
+) -> list[Cost]:
+    judged = {name_of(event.term) for c in contract.constraints for event in events_in(c.of) if not _is_simple(c.of)}
+    moved, present = {}, None
+    if judged & set(tokens):
+        moved, present = compact({name: tokens[name] for name in judged & set(tokens)}, jnp.asarray(batch["mask"]))
+    trace = Trace(reduced, moved, present, {name: term.range for name, term in all_terms(contract).items()})
+    levels = iter([params["levels"][i] for i in range(params["levels"].shape[0])])
+    return [cost_of(c, reduced, trace, levels, params["thresholds"][m]) for m, c in enumerate(contract.constraints)]
+
+
+def _is_simple(of: Any) -> bool:
+    """Whether it needs the reduced terms only."""
+    return not isinstance(of, Formula) and not (isinstance(of, Chance) and not isinstance(of.event, Event))
+
+
+def _no_costs(utilities: jax.Array) -> Cost:
+    none = jnp.zeros((utilities.shape[0], 0), utilities.dtype)
+    return Cost(none, none.astype(jnp.bool_), none)
 
 
 def _per_token(term: Term, value: jax.Array, batch: Batch) -> jax.Array:
@@ -199,7 +262,7 @@ def _over_time(
             if name in stakeholder.utility
         )
         for m, constraint in enumerate(contract.constraints):
-            if name_of(constraint.term) == name and not isinstance(constraint.of, Chance):
+            if isinstance(constraint.of, Expect) and name_of(constraint.of.term) == name:
                 price = price - params["multipliers"][m] * (1.0 if constraint.relation == "<=" else -1.0)
         price = jnp.broadcast_to(jnp.asarray(price, total.dtype), total.shape)
         token = token + price[:, None] * share

@@ -1,190 +1,17 @@
 """What is wanted: terms, the people who care about them, and how their wishes are put together."""
 
-import operator
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import jax
+import numpy as np
 
-from rlx._checks import check_choice
-
+from ._constraints import Chance, Constraint, CVaR, Event, Formula, depth_of, events_in, events_now, name_of, terms_in
+from ._terms import Signal, Term, checked_range
 from .aggregate import Aggregate, WeightedSum
 
-Batch = Mapping[str, Any]
-Relation = Literal["<", "<=", ">", ">="]
-RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
-
-
-@dataclass(frozen=True)
-class Signal:
-    """An array that terms read from the batch.
-
-    Attributes:
-      dims: one letter a dim, "BT" for `[B, T]`; a digit string in a tuple is a fixed size, `("B", "T", 16)`.
-      dtype: a numpy dtype name.
-      range: lowest and highest value, both included; None promises nothing (not even that it is finite).
-      unit: for people.
-    """
-
-    dims: str | tuple[str | int, ...] = "BT"
-    dtype: str = "float32"
-    range: tuple[float, float] | None = None
-    unit: str = ""
-
-
-@dataclass(frozen=True)
-class Term:
-    """One thing that can be measured on a text.
-
-    Comparing a term with a number builds an `Event` for `Chance`: `Chance(term > 0.5) <= 0.1`.
-
-    Attributes:
-      name: unique in its contract.
-      fn: `fn(batch) -> [B]` for level "sequence", `[B, T]` for level "token"; a pure jax function of the batch.
-      unit: for people ("probability", "nats", "bytes").
-      range: lowest and highest value that `fn` returns (for "token": of one token); `verify` proves or refutes it.
-      level: "sequence" or "token".
-      reduce: how a token-level term becomes one number a text: "mean" over `batch["mask"]` (0 if nothing is
-        unmasked) or "sum" over it.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> Term("short", lambda batch: 1.0 - jnp.mean(batch["mask"], axis=-1)).range
-      (0.0, 1.0)
-    """
-
-    name: str
-    fn: Callable[[Batch], jax.Array]
-    unit: str = ""
-    range: tuple[float, float] = (0.0, 1.0)
-    level: Literal["sequence", "token"] = "sequence"
-    reduce: Literal["mean", "sum"] = "mean"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise TypeError(f"name: expected a non-empty string, got {self.name!r}")
-        if not callable(self.fn):
-            raise TypeError(f"fn: expected a function of the batch, got {type(self.fn).__name__}")
-        check_choice("level", self.level, ("sequence", "token"))
-        check_choice("reduce", self.reduce, ("mean", "sum"))
-        low, high = self.range
-        if not low <= high:
-            raise ValueError(f"range: ({low}, {high}) of term {self.name!r} is empty; write (lowest, highest)")
-
-    def __lt__(self, value: float) -> "Event":
-        return Event(self, "<", value)
-
-    def __le__(self, value: float) -> "Event":
-        return Event(self, "<=", value)
-
-    def __gt__(self, value: float) -> "Event":
-        return Event(self, ">", value)
-
-    def __ge__(self, value: float) -> "Event":
-        return Event(self, ">=", value)
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that does or does not happen to a text: a term compared with a number."""
-
-    term: "Term | str"
-    relation: Relation
-    value: float
-
-    def __post_init__(self) -> None:
-        check_choice("relation", self.relation, RELATIONS)
-
-    def __bool__(self) -> bool:
-        raise TypeError("an Event has no truth value before there is a batch; write one comparison, not a < term < b")
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """A limit on an expectation over texts; built by `Expect(term) <= x` or `Chance(term > c) <= p`.
-
-    Its cost of a text and its threshold are such that the constraint says: mean cost <= threshold. For `>=` both
-    change sign (`Expect`) or count the texts in which the event does not happen (`Chance`).
-
-    Attributes:
-      of: what is limited.
-      relation: "<=" or ">=".
-      limit: `x` or `p`.
-      multiplier: the Lagrange multiplier to start from, >= 0. At 0 the constraint costs nothing.
-    """
-
-    of: "Expect | Chance"
-    relation: Literal["<=", ">="]
-    limit: float
-    multiplier: float = 0.0
-
-    @property
-    def term(self) -> "Term | str":
-        """The term, or its name, that the cost is computed from."""
-        return self.of.event.term if isinstance(self.of, Chance) else self.of.term
-
-    @property
-    def threshold(self) -> float:
-        """What the mean cost may be at most."""
-        if self.relation == "<=":
-            return float(self.limit)
-        return 1.0 - float(self.limit) if isinstance(self.of, Chance) else -float(self.limit)
-
-    def __str__(self) -> str:
-        name = name_of(self.term)
-        if isinstance(self.of, Chance):
-            return f"Chance({name} {self.of.event.relation} {self.of.event.value:g}) {self.relation} {self.limit:g}"
-        return f"Expect({name}) {self.relation} {self.limit:g}"
-
-    def __bool__(self) -> bool:
-        raise TypeError("a Constraint has no truth value before there is a batch; write one comparison, not a chain")
-
-
-@dataclass(frozen=True)
-class Expect:
-    """The mean of a term over texts: `Expect(term) <= x`.
-
-    >>> str(Expect("toxicity") <= 0.01)
-    'Expect(toxicity) <= 0.01'
-    """
-
-    term: Term | str
-
-    def __le__(self, limit: float) -> Constraint:
-        return Constraint(self, "<=", limit)
-
-    def __ge__(self, limit: float) -> Constraint:
-        return Constraint(self, ">=", limit)
-
-
-@dataclass(frozen=True)
-class Chance:
-    """The probability that an event happens to a text: `Chance(term > c) <= p`.
-
-    The cost of a text is 1 where it happens and 0 where it does not; its gradient is zero, so it is learned by a
-    score-function method, which needs none.
-
-    >>> str(Chance(Event("letter_e", ">", 0.5)) <= 0.1)
-    'Chance(letter_e > 0.5) <= 0.1'
-    """
-
-    event: Event
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.event, Event):
-            raise TypeError(f"event: expected a compared term such as `term > 0.5`, got {type(self.event).__name__}")
-
-    def __le__(self, limit: float) -> Constraint:
-        return Constraint(self, "<=", limit)
-
-    def __ge__(self, limit: float) -> Constraint:
-        return Constraint(self, ">=", limit)
+_DEEPEST = 32  # formulas nested deeper than this are a mistake, or an attack
 
 
 @dataclass(frozen=True)
@@ -195,11 +22,47 @@ class Stakeholder:
       name: unique in its contract.
       utility: coefficient by term name; `u = sum_n coefficient_n * term_n`.
       weight: how much the aggregate counts this stakeholder, >= 0.
+      unit: of the utility. Empty: that of its terms, which must then agree; otherwise the coefficients convert.
     """
 
     name: str
     utility: Mapping[str, float]
     weight: float = 1.0
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test that a contract carries: what it must say of a few texts. `verify` runs it; it counts in the digest.
+
+    Attributes:
+      name: unique in its contract.
+      batch: nested lists or arrays by signal name, `[B, ...]`.
+      terms: (lowest, highest) value on every text, by term name.
+      total: (lowest, highest) total of every text.
+      ranking: rows in the order of their totals, best first; ties do not pass.
+      satisfied: for each text, whether it violates no constraint.
+    """
+
+    name: str
+    batch: Mapping[str, Any]
+    terms: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    total: tuple[float, float] | None = None
+    ranking: tuple[int, ...] = ()
+    satisfied: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"name: expected a non-empty string, got {self.name!r}")
+        object.__setattr__(self, "ranking", tuple(self.ranking))
+        if self.satisfied is not None:
+            object.__setattr__(self, "satisfied", tuple(bool(value) for value in self.satisfied))
+        if self.total is not None:
+            object.__setattr__(self, "total", checked_range(f"total of example {self.name!r}", self.total))
+        terms = {name: checked_range(f"example {self.name!r}, term {name!r}", v) for name, v in self.terms.items()}
+        object.__setattr__(self, "terms", terms)
+        if not (self.terms or self.total or self.ranking or self.satisfied):
+            raise ValueError(f"example {self.name!r}: expects nothing; give terms, total, ranking or satisfied")
 
 
 @dataclass(frozen=True)
@@ -210,9 +73,11 @@ class Contract:
       name, version: for people and the digest.
       terms: everything that is measured.
       stakeholders: their utilities `[B, K]` are aggregated in this order.
-      aggregate: `WeightedSum()`, `Nash(...)` or `MaxMin(...)`.
-      constraints: built by `Expect(...) <= x` and `Chance(...) <= p`; a `Term` used only here need not be in `terms`.
+      aggregate: a rule of `rlx.contracts.aggregate`, such as `WeightedSum()`, `Nash(...)` or `MaxMin(...)`.
+      constraints: `Expect(...) <= x`, `Chance(...) <= p`, `CVaR(...) <= x`, or a formula such as `Always(term < c)`; a
+        `Term` used only here need not be in `terms`.
       signals: the arrays of the batch by name. Optional; `verify` proves more when ranges are declared.
+      tests: what the contract must say of a few texts.
       provenance: anything JSON; it counts in the digest.
 
     Example:
@@ -233,28 +98,42 @@ class Contract:
     aggregate: Aggregate = field(default_factory=WeightedSum)
     constraints: tuple[Constraint, ...] = ()
     signals: Mapping[str, Signal] = field(default_factory=dict)
+    tests: tuple[Example, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for attribute, kind in (("terms", Term), ("stakeholders", Stakeholder), ("constraints", Constraint)):
-            items = tuple(getattr(self, attribute))
+        for attribute in ("name", "version"):
+            if not isinstance(getattr(self, attribute), str) or not getattr(self, attribute):
+                raise TypeError(f"{attribute}: expected a non-empty string, got {getattr(self, attribute)!r}")
+        for attribute, kind in (
+            ("terms", Term),
+            ("stakeholders", Stakeholder),
+            ("constraints", Constraint),
+            ("tests", Example),
+        ):
+            items = getattr(self, attribute)
+            if not isinstance(items, (tuple, list)):
+                raise TypeError(
+                    f"{attribute}: expected a tuple, got {type(items).__name__}; write ({kind.__name__}(...),)"
+                )
+            if kind is Constraint:
+                items = [Constraint(item) if isinstance(item, Formula) else item for item in items]
             for item in items:
                 if not isinstance(item, kind):
                     raise TypeError(f"{attribute}: expected {kind.__name__}, got {type(item).__name__} {item!r}")
-            object.__setattr__(self, attribute, items)
-
-
-def name_of(term: Term | str) -> str:
-    """The name of a term that may be given by name."""
-    return term if isinstance(term, str) else term.name
+            object.__setattr__(self, attribute, tuple(items))
+        for name, signal in self.signals.items():
+            if not isinstance(signal, Signal):
+                raise TypeError(f"signals: expected a Signal for {name!r}, got {type(signal).__name__}")
 
 
 def all_terms(contract: Contract) -> dict[str, Term]:
     """The contract's terms by name, then those that only constraints use."""
     found = {term.name: term for term in contract.terms}
     for constraint in contract.constraints:
-        if isinstance(constraint.term, Term):
-            found.setdefault(constraint.term.name, constraint.term)
+        for term in terms_in(constraint.of):
+            if isinstance(term, Term):
+                found.setdefault(term.name, term)
     return found
 
 
@@ -265,6 +144,8 @@ def naming_problems(contract: Contract) -> list[str]:
     for kind, names in (
         ("term", [t.name for t in contract.terms]),
         ("stakeholder", [s.name for s in contract.stakeholders]),
+        ("constraint", [str(c) for c in contract.constraints]),
+        ("test", [e.name for e in contract.tests]),
     ):
         problems += [f"{kind} {name!r} is declared twice" for name in sorted({n for n in names if names.count(n) > 1})]
     for stakeholder in contract.stakeholders:
@@ -276,13 +157,76 @@ def naming_problems(contract: Contract) -> list[str]:
         if not stakeholder.utility:
             problems.append(f"stakeholder {stakeholder.name!r} wants nothing: its utility is empty")
     for constraint in contract.constraints:
-        name = name_of(constraint.term)
-        if name not in terms:
-            problems.append(f"constraint {constraint} uses {name!r}, which is not a term")
-        elif isinstance(constraint.term, Term) and constraint.term != terms[name]:
-            problems.append(f"constraint {constraint} uses another term with the name {name!r}")
+        problems += _constraint_problems(constraint, terms)
+    for example in contract.tests:
+        problems += [
+            f"test {example.name!r} expects {name!r}, which is not a term"
+            for name in example.terms
+            if name not in terms
+        ]
     if not contract.stakeholders:
         problems.append("no stakeholder: nothing is rewarded")
     names = [stakeholder.name for stakeholder in contract.stakeholders]
     problems += contract.aggregate.problems(names)
     return problems
+
+
+def _constraint_problems(constraint: Constraint, terms: Mapping[str, Term]) -> list[str]:
+    problems, of = [], constraint.of
+    if depth_of(of.event if isinstance(of, Chance) else of) > _DEEPEST:
+        return [f"a constraint is nested deeper than {_DEEPEST} operators"]
+    for used in terms_in(of):
+        name = name_of(used)
+        if name not in terms:
+            problems.append(f"constraint {constraint} uses {name!r}, which is not a term")
+        elif isinstance(used, Term) and used is not terms[name] and used != terms[name]:
+            problems.append(f"constraint {constraint} uses another term with the name {name!r}")
+    # Chance(term > c) and Expect reduce a token-level term over the text; a formula says when
+    whole = of.event if isinstance(of, Chance) else of
+    if isinstance(whole, Formula) and not (isinstance(of, Chance) and isinstance(whole, Event)):
+        problems += [
+            f"constraint {constraint} compares token-level term {name_of(event.term)!r} at no token; "
+            "write Always(...) or Eventually(...) around it"
+            for event in events_now(whole)
+            if name_of(event.term) in terms and terms[name_of(event.term)].level == "token"
+        ]
+    return problems
+
+
+def number_problems(contract: Contract) -> list[str]:
+    """Every number with which the contract would not mean what it says."""
+    problems = []
+    for stakeholder in contract.stakeholders:
+        if not (_is_finite(stakeholder.weight) and stakeholder.weight >= 0):
+            problems.append(f"stakeholder {stakeholder.name!r} has weight {stakeholder.weight}, expected a number >= 0")
+        problems += [
+            f"stakeholder {stakeholder.name!r} has coefficient {value} of {name!r}, expected a finite number"
+            for name, value in stakeholder.utility.items()
+            if not _is_finite(value)
+        ]
+    if contract.stakeholders and all(s.weight == 0 for s in contract.stakeholders):
+        problems.append("every stakeholder has weight 0: nobody counts")
+    for constraint in contract.constraints:
+        if constraint.multiplier < 0:
+            problems.append(f"constraint {constraint} has multiplier {constraint.multiplier}, below 0")
+        if isinstance(constraint.of, Chance) and not 0 <= constraint.limit <= 1:
+            problems.append(f"constraint {constraint} limits a probability by {constraint.limit}, outside [0, 1]")
+        if isinstance(constraint.of, Formula) and constraint.limit < 0:
+            problems.append(f"constraint {constraint} limits a shortfall by {constraint.limit}, below 0")
+    return problems
+
+
+def _is_finite(value: Any) -> bool:
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def level_values(contract: Contract) -> list[float]:
+    """The numbers that constraints compare with, in the order they are written: `reward.params["levels"]`."""
+    values: list[float] = []
+    for constraint in contract.constraints:
+        values += [float(event.value) for event in events_in(constraint.of)]
+        if isinstance(constraint.of, CVaR):
+            values += [float(constraint.of.level)]
+            values += [] if constraint.of.at is None else [float(constraint.of.at)]
+    return values

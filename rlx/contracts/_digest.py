@@ -1,16 +1,24 @@
 """What a contract is, as one hash: its code and its numbers."""
 
 import hashlib
+from collections import OrderedDict
 from typing import Any
 
 import jax
 import numpy as np
 import rfc8785
 
+from rlx._tree import tree_sha256
+
 from ._canonical import canonical, has_custom_gradient
-from ._contract import Chance, Constraint, Contract, Term, all_terms, name_of, naming_problems
+from ._contract import Contract, all_terms, naming_problems
+from ._document import constraint_document, example_document
+from ._fingerprint import Changeable, fingerprint
+from ._terms import Term
 from ._trace import Spec, declared_spec, fixed_settings, term_spec, trace
-from .aggregate import MaxMin, Nash, WeightedSum
+
+_KNOWN: OrderedDict[Any, str] = OrderedDict()
+_MOST_KNOWN = 1024
 
 
 def digest(contract: Contract) -> str:
@@ -20,10 +28,12 @@ def digest(contract: Contract) -> str:
     numbered, calls inlined, unused equations dropped and constants replaced by their sha256 (and the jaxpr of its
     gradient, if a gradient rule was written by hand). So changed code changes the digest, and renamed variables, line
     numbers, object addresses and the process do not. Numbers count as the float32 that they are computed with.
-    Weights, thresholds, ranges, names, the version and provenance count too. The text names no jax version, but
-    two versions of jax may trace the same code differently.
+    Weights, thresholds, ranges, names, the version, tests, provenance and the first values of learned terms count too.
+    The text names no jax version, but two versions of jax may trace the same code differently.
 
-    Signals that are not declared are traced as the first usual shape that fits (float32 `[B]`, `[B, T]`, ...).
+    Signals that are not declared are traced as the first usual shape that fits (float32 `[B]`, `[B, T]`, ...). A term
+    is traced once and known again by its bytecode and everything that it reads; one that reads what can change in
+    place is traced every time.
 
     Args:
       contract: what to hash.
@@ -56,30 +66,64 @@ def as_json(contract: Contract) -> dict[str, Any]:
         raise ValueError(f"contract {contract.name!r}: " + "; ".join(problems))
     known = declared_spec(contract)
     return {
-        "format": "rlx.contract/1",
+        "format": "rlx.contract/2",
         "name": contract.name,
         "version": contract.version,
-        "provenance": _json(contract.provenance),
+        "provenance": plain(contract.provenance),
         "signals": {
-            name: {"dims": list(s.dims), "dtype": s.dtype, "range": _numbers(s.range), "unit": s.unit}
+            name: {"dims": list(s.dims), "dtype": s.dtype, "range": plain(s.range), "unit": s.unit}
             for name, s in contract.signals.items()
         },
         "terms": {name: _term(term, known) for name, term in all_terms(contract).items()},
         "stakeholders": [
-            {"name": s.name, "weight": _number(s.weight), "utility": {n: _number(c) for n, c in s.utility.items()}}
+            {
+                "name": s.name,
+                "weight": plain(float(s.weight)),
+                "utility": {n: plain(float(c)) for n, c in s.utility.items()},
+                "unit": s.unit,
+            }
             for s in contract.stakeholders
         ],
         "aggregate": _aggregate(contract),
-        "constraints": [_constraint(c) for c in contract.constraints],
+        "constraints": [plain(constraint_document(c)) for c in contract.constraints],
+        "tests": [plain(example_document(e)) for e in contract.tests],
     }
+
+
+def code_hash(term: Term, known: Spec) -> str:
+    """sha256 of the canonical text of a term's computation.
+
+    Raises:
+      ValueError: it cannot be traced, or holds something that has no content.
+    """
+    try:
+        key = _key(term, known)
+    except Changeable:
+        return hashlib.sha256(code_text(term, known).encode()).hexdigest()
+    if key not in _KNOWN:
+        _KNOWN[key] = hashlib.sha256(code_text(term, known).encode()).hexdigest()
+        if len(_KNOWN) > _MOST_KNOWN:
+            _KNOWN.popitem(last=False)
+    _KNOWN.move_to_end(key)
+    return _KNOWN[key]
+
+
+def _key(term: Term, known: Spec) -> Any:
+    function = term.fn if isinstance(term.fn, str) else fingerprint(term.fn)
+    leaves, structure = jax.tree.flatten(term.params)
+    shapes = tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in leaves)
+    signals = tuple((name, s.shape, s.dtype) for name, s in sorted(known.items()))
+    if term.options:
+        raise Changeable("options")
+    return function, term.level, structure, shapes, signals
 
 
 def code_text(term: Term, known: Spec) -> str:
     """The canonical text of a term's computation."""
     with fixed_settings():
         spec = term_spec(term, known)
-        closed = trace(term, spec)
-        text = canonical(closed, sorted(spec))
+        closed, names = trace(term, spec)
+        text = canonical(closed, names)
         if has_custom_gradient(closed.jaxpr):
             text += "\ngradient\n" + _gradient_text(term, spec)
     return text
@@ -88,12 +132,12 @@ def code_text(term: Term, known: Spec) -> str:
 def _gradient_text(term: Term, spec: Spec) -> str:
     smooth = {name: s for name, s in spec.items() if np.issubdtype(s.dtype, np.floating)}
     others = {name: s for name, s in spec.items() if name not in smooth}
-    out = jax.eval_shape(lambda batch: term.fn(batch), dict(spec))
+    out = jax.eval_shape(lambda batch: term(batch), dict(spec))
     if not smooth or not np.issubdtype(out.dtype, np.floating):
         return ""
 
     def gradient(smooth: Any, others: Any, cotangent: Any) -> Any:
-        _, pullback = jax.vjp(lambda values: term.fn({**values, **others}), smooth)
+        _, pullback = jax.vjp(lambda values: term({**values, **others}), smooth)
         return pullback(cotangent)
 
     closed = jax.make_jaxpr(gradient)(smooth, others, jax.ShapeDtypeStruct(out.shape, out.dtype))
@@ -102,24 +146,31 @@ def _gradient_text(term: Term, spec: Spec) -> str:
 
 def _term(term: Term, known: Spec) -> dict[str, Any]:
     try:
-        code = code_text(term, known)
+        code = code_hash(term, known)
     except ValueError as error:
         raise ValueError(f"term {term.name!r}: {error}") from error
-    return {
+    said = {
         "unit": term.unit,
-        "range": _numbers(term.range),
+        "range": plain(term.range),
         "level": term.level,
         "reduce": term.reduce,
-        "code": hashlib.sha256(code.encode()).hexdigest(),
+        "code": code,
+        "fn": term.fn if isinstance(term.fn, str) else None,
     }
+    if term.options:
+        said["options"] = plain(term.options)
+    if term.params is not None:
+        said["params"] = tree_sha256(term.params)
+    return said
 
 
 def _aggregate(contract: Contract) -> dict[str, Any]:
     rule, names = contract.aggregate, [s.name for s in contract.stakeholders]
     params = rule.init(names)
-    described = {name: _json(np.asarray(value).tolist()) for name, value in params.items()}
-    if isinstance(rule, (WeightedSum, Nash, MaxMin)):
-        return {"kind": type(rule).__name__, **described}
+    described = {name: plain(np.asarray(value).tolist()) for name, value in params.items()}
+    if type(rule).__module__.startswith("rlx."):
+        group = {"group": rule.group} if hasattr(rule, "group") else {}
+        return {"kind": type(rule).__name__, **group, **described}
     with fixed_settings():
         closed = jax.make_jaxpr(rule.apply)(
             np.zeros((4, len(names)), np.float32), np.ones(len(names), np.float32), params
@@ -127,38 +178,15 @@ def _aggregate(contract: Contract) -> dict[str, Any]:
     return {"code": hashlib.sha256(canonical(closed).encode()).hexdigest(), **described}
 
 
-def _constraint(constraint: Constraint) -> dict[str, Any]:
-    of = constraint.of
-    inner: dict[str, Any] = {"kind": "expect"}
-    if isinstance(of, Chance):
-        inner = {"kind": "chance", "relation": of.event.relation, "value": _number(of.event.value)}
-    return {
-        "of": inner,
-        "term": name_of(constraint.term),
-        "relation": constraint.relation,
-        "limit": _number(constraint.limit),
-        "multiplier": _number(constraint.multiplier),
-    }
-
-
-def _number(value: Any) -> float | str:
-    """A number as the float32 that it is computed with; infinities by name."""
-    number = float(np.float32(value))
-    return number if np.isfinite(number) else str(number)
-
-
-def _numbers(values: Any) -> list[float | str] | None:
-    return None if values is None else [_number(value) for value in values]
-
-
-def _json(value: Any) -> Any:
-    """Plain JSON: numpy numbers as float32, tuples as lists."""
+def plain(value: Any) -> Any:
+    """Plain JSON: floats as the float32 that they are computed with, infinities by name, tuples as lists."""
     if isinstance(value, (float, np.floating)):
-        return _number(value)
+        number = float(np.float32(value))
+        return number if np.isfinite(number) else str(number)
     if isinstance(value, (np.integer, np.bool_)):
         return value.item()
     if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "items"):
-        return {str(name): _json(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     return value

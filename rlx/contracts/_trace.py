@@ -8,7 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._contract import Contract, Signal, Term
+from rlx._tree import named_leaves
+
+from ._contract import Contract
+from ._terms import Signal, Term
 
 Spec = dict[str, jax.ShapeDtypeStruct]
 
@@ -92,7 +95,7 @@ def term_spec(term: Term, known: Mapping[str, jax.ShapeDtypeStruct]) -> Spec:
         for choice in itertools.islice(itertools.product(*options), _MOST):
             spec = dict(known) | {name: signal_spec(signal) for name, signal in zip(unread, choice, strict=True)}
             try:
-                out = jax.eval_shape(lambda batch: term.fn(_Reader(batch)), spec)
+                out = jax.eval_shape(lambda batch: term(_Reader(batch)), spec)
             except _Unread as error:
                 found = error.args[0]
                 break
@@ -113,6 +116,11 @@ def term_spec(term: Term, known: Mapping[str, jax.ShapeDtypeStruct]) -> Spec:
         unread.append(found)
 
 
-def trace(term: Term, spec: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
-    """The closed jaxpr of a term; its inputs are the specs in sorted order of their names."""
-    return jax.make_jaxpr(lambda batch: term.fn(batch))(dict(spec))
+def trace(term: Term, spec: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Any, list[str]]:
+    """The closed jaxpr of a term, and the names of its inputs: specs in sorted order, then learned parameters."""
+    batch = dict(spec)
+    if term.params is None:
+        return jax.make_jaxpr(lambda batch: term(batch))(batch), sorted(spec)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype), term.params)
+    names = [f"params.{name}" for name in named_leaves(shapes)]
+    return jax.make_jaxpr(lambda batch, params: term(batch, params))(batch, shapes), [*sorted(spec), *names]

@@ -1,9 +1,8 @@
 """What can be proved of a contract before it is used."""
 
 import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,31 +13,14 @@ from . import _interval as iv
 from ._bounds import bounds
 from ._canonical import subjaxprs
 from ._compile import term_values
-from ._contract import Chance, Contract, Term, all_terms, name_of, naming_problems
+from ._consistency import Check, consistency
+from ._contract import Contract, all_terms, naming_problems
 from ._interval import Interval, Unsupported
+from ._terms import Term
 from ._trace import Spec, Untraceable, declared_spec, term_spec
-from .aggregate import MaxMin, Nash, WeightedSum
 
-Verdict = Literal["PROVED", "REFUTED", "UNKNOWN"]
 _DRAWS = 24
 _CALLBACKS = {"pure_callback", "io_callback", "debug_callback", "debug_print", "host_callback", "outside_call"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One statement about a contract and what is known of it.
-
-    Attributes:
-      name: what was checked, "range:fluency".
-      verdict: "PROVED" for all inputs, "REFUTED" by the counterexample (or by what detail says), "UNKNOWN" otherwise.
-      detail: the statement and the evidence.
-      counterexample: a batch (arrays by name) or utilities that break the statement; None if there is none.
-    """
-
-    name: str
-    verdict: Verdict
-    detail: str
-    counterexample: Any = None
 
 
 def verify(contract: Contract, batch: Mapping[str, Any] | None = None, *, seed: int = 0) -> list[Check]:
@@ -49,7 +31,9 @@ def verify(contract: Contract, batch: Mapping[str, Any] | None = None, *, seed: 
     signals stay in theirs, by interval arithmetic over the jaxpr with outward rounding; if that does not prove it,
     batches are drawn (corners and random ones) to refute it. weights: none is negative. monotone: more utility for
     one stakeholder never lowers the aggregate. disagreement: (Nash) nobody is below the disagreement point.
-    limits: each limit can be met inside the declared ranges, and so can those on the same term together.
+    limits: each limit can be met inside the declared ranges, and so can those on the same term together, and all
+    formulas together. units: no utility adds two units, and no rule that compares people adds theirs. test: each of
+    the contract's own examples.
 
     The proof is about IEEE arithmetic in the traced dtypes and shapes, sums in any order, multiply-adds fused or not,
     a quotient by a constant as a product; a device that multiplies matrices in TF32 or bfloat16 needs
@@ -96,8 +80,7 @@ def verify(contract: Contract, batch: Mapping[str, Any] | None = None, *, seed: 
     for term in all_terms(contract).values():
         checks += _check_term(contract, term, given, seed)
     if not problems:
-        checks += [_check_weights(contract), _check_monotone(contract, seed), *_check_disagreement(contract)]
-        checks += _check_limits(contract)
+        checks += consistency(contract, seed)
     return checks
 
 
@@ -218,100 +201,3 @@ def _draw(rng: np.random.Generator, ends: tuple[float, float], spec: jax.ShapeDt
             values = rng.uniform(low, high, shape)
     values = np.clip(np.round(values), low, high) if not iv.is_float(dtype) else values
     return np.clip(values.astype(dtype), np.asarray(low, dtype), np.asarray(high, dtype))
-
-
-def _check_weights(contract: Contract) -> Check:
-    wrong = [f"{s.name} has weight {s.weight}" for s in contract.stakeholders if not s.weight >= 0]
-    if not wrong and not any(s.weight > 0 for s in contract.stakeholders):
-        wrong = ["all weights are 0: nobody counts"]
-    return Check("weights", "REFUTED" if wrong else "PROVED", "; ".join(wrong) or "none is negative, one is positive")
-
-
-def _check_monotone(contract: Contract, seed: int) -> Check:
-    rule, weights = contract.aggregate, np.asarray([s.weight for s in contract.stakeholders], np.float32)
-    statement = "more utility for one stakeholder never lowers the aggregate"
-    known = isinstance(rule, (WeightedSum, Nash, MaxMin))
-    if known and np.all(weights >= 0) and (not isinstance(rule, MaxMin) or np.any(weights > 0)):
-        return Check("monotone", "PROVED", f"{statement}: {type(rule).__name__} with weights >= 0")
-    params = rule.init([s.name for s in contract.stakeholders])
-    apply: Callable[..., Any] = jax.jit(rule.apply)
-    rng = np.random.default_rng(seed)
-    ranges = np.array(_utility_ranges(contract))
-    for _ in range(64):
-        less = rng.uniform(ranges[:, 0], ranges[:, 1], (256, len(weights))).astype(np.float32)
-        more = less.copy()
-        rows, who = np.arange(256), rng.integers(len(weights), size=256)
-        more[rows, who] += rng.uniform(0.01, 1.0, 256).astype(np.float32) * (1.0 + np.abs(more[rows, who]))
-        before, after = np.asarray(apply(less, weights, params)), np.asarray(apply(more, weights, params))
-        worse = np.flatnonzero(after < before - 1e-5 * (1.0 + np.abs(before)))
-        if worse.size:
-            row = int(worse[0])
-            told = f"{statement}: from {before[row]:g} to {after[row]:g}"
-            return Check("monotone", "REFUTED", told, {"less": less[row], "more": more[row]})
-    return Check("monotone", "UNKNOWN", f"{statement}: no rule proves it, 16,384 drawn steps kept it")
-
-
-def _utility_ranges(contract: Contract) -> list[tuple[float, float]]:
-    """The range of each utility if each term takes any value in its declared range."""
-    terms, ranges = all_terms(contract), []
-    for stakeholder in contract.stakeholders:
-        ends = [
-            sorted((c * terms[n].range[0], c * terms[n].range[1])) if c else [0.0, 0.0]
-            for n, c in stakeholder.utility.items()
-            if _reduced_range(terms[n]) is not None
-        ]
-        ranges.append((sum(e[0] for e in ends), sum(e[1] for e in ends)))
-    return ranges
-
-
-def _reduced_range(term: Term) -> tuple[float, float] | None:
-    """The range of a term once it is one number a text: a sum over tokens has none without the length."""
-    return None if term.level == "token" and term.reduce == "sum" else term.range
-
-
-def _check_disagreement(contract: Contract) -> list[Check]:
-    rule = contract.aggregate
-    if not isinstance(rule, Nash):
-        return []
-    terms, names = all_terms(contract), [s.name for s in contract.stakeholders]
-    below, never = [], []
-    for stakeholder, value, (low, high) in zip(
-        contract.stakeholders, rule.values(names), _utility_ranges(contract), strict=True
-    ):
-        if any(_reduced_range(terms[name]) is None for name in stakeholder.utility):
-            below.append(stakeholder.name)
-        elif value >= high:
-            never.append(f"{stakeholder.name} has at most {high:g}, {value:g} without agreement")
-        elif value > low:
-            below.append(stakeholder.name)
-    if never:
-        return [Check("disagreement", "REFUTED", "no text is worth an agreement to all: " + "; ".join(never))]
-    if below:
-        told = f"texts may leave {', '.join(below)} below the disagreement point; there the logarithm is a tangent"
-        return [Check("disagreement", "UNKNOWN", told)]
-    return [Check("disagreement", "PROVED", "no text leaves anyone below the disagreement point")]
-
-
-def _check_limits(contract: Contract) -> list[Check]:
-    terms, allowed = all_terms(contract), {}
-    wrong: list[str] = []
-    for constraint in contract.constraints:
-        if not constraint.multiplier >= 0:
-            wrong.append(f"{constraint} starts with multiplier {constraint.multiplier}, below 0")
-        term = terms[name_of(constraint.term)]
-        chance = isinstance(constraint.of, Chance)
-        whole = (0.0, 1.0) if chance else _reduced_range(term)
-        subject = str(constraint.of) if chance else term.name
-        if whole is None:
-            continue
-        low, high = allowed.get(subject, whole)
-        limit = float(constraint.limit)
-        low, high = (low, min(high, limit)) if constraint.relation == "<=" else (max(low, limit), high)
-        allowed[subject] = (low, high)
-        if not low <= high:
-            wrong.append(f"{constraint} cannot be met: it leaves [{low:g}, {high:g}]")
-    if not contract.constraints:
-        return []
-    return [
-        Check("limits", "REFUTED" if wrong else "PROVED", "; ".join(wrong) or "none contradicts a range or another")
-    ]
