@@ -184,7 +184,7 @@ def _evaluate(contract: Contract, params: Params, batch: Batch) -> RewardOut:
     for k, stakeholder in enumerate(contract.stakeholders):
         used = [n for n, name in enumerate(names) if name in stakeholder.utility]
         columns.append(sum(params["utility"][k, n] * reduced[names[n]] for n in used))
-    utilities = jnp.stack(columns).T  # rows of [B] are vectors, columns of K are not
+    utilities = jnp.stack(columns, axis=-1)  # rows of [B] are vectors, columns of K are not
     costs = _costs(contract, params, reduced, tokens, batch)
     penalty = sum(params["multipliers"][m] * (c.cost - params["thresholds"][m]) for m, c in enumerate(costs))
 
@@ -198,8 +198,11 @@ def _evaluate(contract: Contract, params: Params, batch: Batch) -> RewardOut:
         total = welfare - penalty
         token = _over_time(contract, params, batch["mask"], names, paid, reduced, prices, total)
     else:
-        total = aggregate(utilities) - penalty
-    whole = Cost(*(jnp.stack(column).T for column in zip(*costs, strict=True))) if costs else _no_costs(utilities)
+        if hasattr(contract.aggregate,"of_columns"):
+            total = contract.aggregate.of_columns(columns, params["weights"], params) - penalty
+        else:
+            total = aggregate(utilities) - penalty
+    whole = Cost(*(jnp.stack(column, axis=-1) for column in zip(*costs, strict=True))) if costs else _no_costs(utilities)
     return RewardOut(total, token, reduced, utilities, whole.cost, whole.violated, whole.robustness)
 
 

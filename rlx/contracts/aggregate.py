@@ -128,6 +128,10 @@ def max_min(utilities: jax.Array, weights: jax.Array, *, temperature: jax.Array 
 class WeightedSum:
     """`weighted_sum` in a contract."""
 
+    def of_columns(self, columns, weights, params):
+        """The same of one array `[B]` a stakeholder."""
+        return sum(weights[k] * u for k, u in enumerate(columns))
+
     def init(self, names: Sequence[str]) -> Params:
         """No parameters of its own."""
         return {}
