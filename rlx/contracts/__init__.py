@@ -8,6 +8,7 @@ is the hash of what it says, code included, and `certify` tells from fresh sampl
 however often you look.
 """
 
+from . import _builtin as _builtin
 from . import aggregate as aggregate
 from ._certify import Certificate as Certificate
 from ._certify import certify as certify
@@ -31,6 +32,9 @@ from ._contract import Contract as Contract
 from ._contract import Example as Example
 from ._contract import Stakeholder as Stakeholder
 from ._digest import digest as digest
+from ._files import dumps as dumps
+from ._files import load as load
+from ._files import loads as loads
 from ._terms import Signal as Signal
 from ._terms import Term as Term
 from ._terms import register as register

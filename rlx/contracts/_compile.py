@@ -198,11 +198,13 @@ def _evaluate(contract: Contract, params: Params, batch: Batch) -> RewardOut:
         total = welfare - penalty
         token = _over_time(contract, params, batch["mask"], names, paid, reduced, prices, total)
     else:
-        if hasattr(contract.aggregate,"of_columns"):
+        if hasattr(contract.aggregate, "of_columns"):
             total = contract.aggregate.of_columns(columns, params["weights"], params) - penalty
         else:
             total = aggregate(utilities) - penalty
-    whole = Cost(*(jnp.stack(column, axis=-1) for column in zip(*costs, strict=True))) if costs else _no_costs(utilities)
+    whole = (
+        Cost(*(jnp.stack(column, axis=-1) for column in zip(*costs, strict=True))) if costs else _no_costs(utilities)
+    )
     return RewardOut(total, token, reduced, utilities, whole.cost, whole.violated, whole.robustness)
 
 

@@ -44,13 +44,16 @@ def register(identifier: str) -> Callable[[Callable[..., jax.Array]], Callable[.
 
     def decorate(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         known = _REGISTERED.setdefault(identifier, fn)
-        same = (known.__module__, known.__qualname__) == (fn.__module__, fn.__qualname__)  # a module that was reloaded
-        if known is not fn and not same:
-            raise ValueError(f"identifier: {identifier!r} is already {known.__module__}.{known.__qualname__}")
+        if known is not fn and _place(known) != _place(fn):  # the same place: a module that was reloaded
+            raise ValueError(f"identifier: {identifier!r} is already {_place(known)}")
         _REGISTERED[identifier] = fn
         return fn
 
     return decorate
+
+
+def _place(fn: Any) -> str:
+    return f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', repr(fn))}"
 
 
 def registered() -> tuple[str, ...]:

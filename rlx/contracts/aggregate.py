@@ -6,7 +6,7 @@ normalised unless the equation says so.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +128,8 @@ def max_min(utilities: jax.Array, weights: jax.Array, *, temperature: jax.Array 
 class WeightedSum:
     """`weighted_sum` in a contract."""
 
+    kind: ClassVar[str] = "weighted_sum"
+
     def of_columns(self, columns, weights, params):
         """The same of one array `[B]` a stakeholder."""
         return sum(weights[k] * u for k, u in enumerate(columns))
@@ -156,6 +158,8 @@ class Nash:
 
     disagreement: float | Sequence[float] | Mapping[str, float] = 0.0
     floor: float = 1e-3
+
+    kind: ClassVar[str] = "nash"
 
     def __post_init__(self) -> None:
         check_range("floor", self.floor, 0.0, float("inf"), open_low=True, open_high=True)
@@ -200,6 +204,8 @@ class MaxMin:
     """
 
     temperature: float = 0.05
+
+    kind: ClassVar[str] = "max_min"
 
     def __post_init__(self) -> None:
         check_range("temperature", self.temperature, 0.0, float("inf"), open_high=True)
