@@ -71,8 +71,8 @@ def as_trl(
       [0.25, 0.5]
     """
     check_choice("nan", nan, ("raise", "none"))
-    label = label_of(reward, name)
     score = scorer(reward, encode=encode, params=params, pad_batch=pad_batch)
+    label = label_of(reward, name)
 
     def evaluate(prompts: Any, completions: Any, columns: Columns) -> tuple[Scores, np.ndarray]:
         texts = texts_of("completions", completions, roles=POLICY, none="")
@@ -215,9 +215,9 @@ def as_openrlhf(
         not start with its prompt; otherwise as in `as_tunix`. OpenRLHF logs an error in a reward function at level
         info and goes on without the reward: read its log.
     """
-    torch = imported("torch", "as_openrlhf", "torch")
-    check_alone(reward, "as_openrlhf", "OpenRLHF scores one query at a time")
     score = scorer(reward, encode=encode, params=params)
+    check_alone(reward, "as_openrlhf", "OpenRLHF scores one query at a time")
+    torch = imported("torch", "as_openrlhf", "torch")
 
     def reward_func(queries: Any, prompts: Any, labels: Any = None, **kwargs: Any) -> dict[str, Any]:
         queries, prompts = texts_of("queries", queries), texts_of("prompts", prompts)
