@@ -1,7 +1,7 @@
 # Set up once, then run. `make help` lists the targets. Recipes are POSIX sh; paths may contain spaces.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-next doctest check lint types docs lock clean
+.PHONY: help setup demo test test-slow test-next test-trainers doctest check lint types docs lock clean
 .NOTPARALLEL:
 
 # Everything that would go to HOME stays here, so a read-only HOME does no harm.
@@ -43,6 +43,10 @@ test-slow: setup ## the slow tests
 
 test-next: ## the fast tests on Python 3.12 and the newest jax, if it is there
 	@sh .ci/test_next.sh
+
+test-trainers: ## a contract inside the real TRL and Tunix, in an environment of their own
+	@PYTHON='$(PYTHON)' sh .ci/setup.sh .venv-trainers requirements-trainers.txt
+	@.venv-trainers/bin/python -m pytest -q -rs -p no:cacheprovider tests/contracts/test_trainers_real.py
 
 lint: setup ## formatting and lint
 	@$(RUN) -m ruff format --check .

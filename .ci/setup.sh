@@ -1,5 +1,6 @@
 #!/bin/sh
 # Make a virtual environment from a hashed lock: sh .ci/setup.sh DIRECTORY [LOCK]
+# A LOCK that ends in .txt is a list of versions without hashes: other people's trainers, for their own environment.
 #
 # It is done when its stamp, written last, is the checksum of what it was made from. A set-up that was
 # interrupted has no stamp and starts again; a folder that was moved, another Python, a new lock: another stamp.
@@ -65,12 +66,18 @@ requirements.lock)
     make_venv
     echo "rlx: installing into $venv: one to five minutes, 2.5 GB (TensorFlow, for the export, is most of it)"
     ;;
+*.txt)
+    make_venv
+    echo "rlx: installing $lock into $venv: one to five minutes, 2.4 GB"
+    ;;
 *)
     echo "rlx: installing $lock into $venv: half a minute"
     ;;
 esac
 rm -f "$stamp"
-if command -v uv >/dev/null 2>&1; then
+if [ "${lock%.txt}" != "$lock" ]; then
+    "$venv/bin/python" -m pip install -qq -r "$lock"
+elif command -v uv >/dev/null 2>&1; then
     # From the root: the [tool.uv] of pyproject.toml is for making the lock, not for installing from it.
     here=$(pwd -P)
     (cd / && uv pip install --quiet --python "$here/$venv/bin/python" --require-hashes -r "$here/$lock")

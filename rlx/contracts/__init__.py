@@ -32,6 +32,8 @@ from ._contract import Contract as Contract
 from ._contract import Example as Example
 from ._contract import Stakeholder as Stakeholder
 from ._digest import digest as digest
+from ._encode import encode_bytes as encode_bytes
+from ._encode import encode_ids as encode_ids
 from ._files import dumps as dumps
 from ._files import load as load
 from ._files import loads as loads
@@ -39,6 +41,12 @@ from ._terms import Signal as Signal
 from ._terms import Term as Term
 from ._terms import register as register
 from ._terms import registered as registered
+from ._trainers import as_openrlhf as as_openrlhf
+from ._trainers import as_trl as as_trl
+from ._trainers import as_verifiers as as_verifiers
+from ._trainers import as_verl as as_verl
+from ._tunix import as_tunix as as_tunix
+from ._tunix import register_tunix as register_tunix
 from ._verify import verify as verify
 from .aggregate import MaxMin as MaxMin
 from .aggregate import Nash as Nash

@@ -11,8 +11,10 @@ import numpy as np
 from rlx._checks import is_array
 
 from ._compile import Params, Reward
-from ._contract import Contract, Signal, all_terms, name_of
+from ._constraints import CVaR, name_of, terms_in
+from ._contract import Contract, all_terms
 from ._encode import Columns, Encode, encode_bytes, padded_rows, power_of_two, texts_of
+from ._terms import Signal
 
 Score = Callable[[list[str], list[str], Columns], "Scores"]
 ParamsOf = Params | Callable[[], Params]
@@ -26,7 +28,8 @@ class Scores:
     Attributes:
       total: `[B]`.
       named: `[B]` by "term/<name>", "utility/<stakeholder>", "cost/<term>" and "violated/<term>" (1.0 where the text's
-        own cost is above the threshold). A term with two constraints has "cost/<term>" and "cost/<term>.2".
+        own cost is above the threshold), where <term> is the first that the constraint measures. A term with two
+        constraints has "cost/<term>" and "cost/<term>.2".
     """
 
     total: np.ndarray
@@ -58,7 +61,7 @@ def scorer(
     if not isinstance(reward, Reward):
         raise TypeError(f"reward: expected what rlx.contracts.compile returns, got {type(reward).__name__}")
     if pad_batch and compares_rows(reward.contract):
-        raise ValueError("pad_batch: the aggregate compares the rows of a group, which padded rows would join")
+        raise ValueError("pad_batch: texts are compared with each other, and padded rows would join them")
     to_batch = encode_bytes if encode is None else encode
     names = row_names(reward.contract)
     terms = list(all_terms(reward.contract))
@@ -98,14 +101,16 @@ def finite_scores(score: Score, prompts: Any, completions: Any, columns: Columns
 
 
 def compares_rows(contract: Contract) -> bool:
-    """Whether the reward of a text depends on the other texts of its group."""
-    return getattr(contract.aggregate, "group", None) is not None
+    """Whether the reward of a text depends on other texts: of its group, or of the batch that a quantile is of."""
+    quantile = any(isinstance(c.of, CVaR) and c.of.at is None for c in contract.constraints)
+    rule = contract.aggregate
+    return quantile or getattr(rule, "across_texts", False) or getattr(rule, "group", None) is not None
 
 
 def check_alone(reward: Reward, adapter: str, why: str) -> None:
     """Check that texts can be scored one at a time."""
     if compares_rows(reward.contract):
-        raise ValueError(f"{adapter}: contract {reward.contract.name!r} compares the rows of a group, and {why}")
+        raise ValueError(f"{adapter}: contract {reward.contract.name!r} compares texts with each other, and {why}")
 
 
 def label_of(reward: Reward, name: str | None) -> str:
@@ -129,11 +134,9 @@ def imported(module: str, adapter: str, package: str) -> Any:
 
 def row_names(contract: Contract) -> list[str]:
     """The names of terms, utilities, costs and violations of one text."""
-    labels: list[str] = []
-    for constraint in contract.constraints:
-        name = name_of(constraint.term)
-        count = 1 + sum(name_of(other.term) == name for other in contract.constraints[: len(labels)])
-        labels.append(name if count == 1 else f"{name}.{count}")
+    measured = [name_of(terms_in(constraint.of)[0]) for constraint in contract.constraints]
+    counts = [measured[: i + 1].count(name) for i, name in enumerate(measured)]
+    labels = [name if count == 1 else f"{name}.{count}" for name, count in zip(measured, counts, strict=True)]
     names = [f"term/{name}" for name in all_terms(contract)]
     names += [f"utility/{stakeholder.name}" for stakeholder in contract.stakeholders]
     return names + [f"{kind}/{label}" for kind in ("cost", "violated") for label in labels]

@@ -98,6 +98,14 @@ def changed(**changes):
     return json.dumps(json.loads(dumps(FULL)) | changes)
 
 
+def is_contract_or_refusal(text):
+    """Whether a contract comes out, or a refusal that has a path; any other exception passes through."""
+    try:
+        return isinstance(loads(text), Contract)
+    except ValueError as error:
+        return str(error).startswith("$")
+
+
 def test_what_is_written_comes_back():
     text = dumps(FULL)
     again = loads(text)
@@ -290,12 +298,7 @@ def test_a_changed_byte_is_refused_or_another_contract(data):
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, len(raw) - 1))
         raw[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
-    try:
-        contract = loads(bytes(raw))
-    except ValueError as error:
-        assert str(error).startswith("$")
-    else:
-        assert isinstance(contract, Contract)
+    assert is_contract_or_refusal(bytes(raw))
 
 
 json_values = st.recursive(
@@ -318,7 +321,4 @@ def test_any_value_anywhere_is_refused_with_its_path(data):
             else data.draw(st.integers(0, len(place) - 1))
         )
     place[key] = data.draw(json_values)
-    try:
-        loads(json.dumps(tree))
-    except ValueError as error:
-        assert str(error).startswith("$")
+    assert is_contract_or_refusal(json.dumps(tree))

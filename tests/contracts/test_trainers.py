@@ -240,7 +240,7 @@ def test_a_rule_that_compares_rows_meets_no_padding_and_no_lone_row():
     np.testing.assert_allclose(as_verifiers(reward, kind="group")(**arguments), expected, rtol=1e-5)
     scores = as_verl(reward, batched=True)(["d"] * 2, ["aeiou", "tree"], [None] * 2, [None] * 2)
     np.testing.assert_allclose([s["score"] for s in scores], expected, rtol=1e-5)
-    with pytest.raises(ValueError, match="pad_batch: the aggregate compares the rows"):
+    with pytest.raises(ValueError, match="pad_batch: texts are compared"):
         as_trl(reward, pad_batch=True)
     with pytest.raises(ValueError, match=r"completions\[1\]: None has no place in a group"):
         as_trl(reward)(prompts=["p", "p"], completions=["aeiou", None])
