@@ -27,7 +27,7 @@ PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 help: ## this list
 	@echo "make <target>; PYTHON=/path/to/python3.11 chooses the interpreter"
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
-	  printf '  %-10s %s\n' "$$name" "$$what"; done
+	  printf '  %-14s %s\n' "$$name" "$$what"; done
 
 setup: ## make the environment in .venv (other targets do this by themselves)
 	@$(SETUP) $(VENV)
@@ -44,7 +44,7 @@ test-slow: setup ## the slow tests
 test-next: ## the fast tests on Python 3.12 and the newest jax, if it is there
 	@sh .ci/test_next.sh
 
-test-trainers: ## a contract inside the real TRL and Tunix, in an environment of their own
+test-trainers: ## a contract inside the real TRL and Tunix
 	@PYTHON='$(PYTHON)' sh .ci/setup.sh .venv-trainers requirements-trainers.txt
 	@.venv-trainers/bin/python -m pytest -q -rs -p no:cacheprovider tests/contracts/test_trainers_real.py
 

@@ -65,6 +65,7 @@ def as_json(contract: Contract) -> dict[str, Any]:
     if problems:
         raise ValueError(f"contract {contract.name!r}: " + "; ".join(problems))
     known = declared_spec(contract)
+    signals = signals_key(known)
     return {
         "format": "rlx.contract/2",
         "name": contract.name,
@@ -74,7 +75,7 @@ def as_json(contract: Contract) -> dict[str, Any]:
             name: {"dims": list(s.dims), "dtype": s.dtype, "range": plain(s.range), "unit": s.unit}
             for name, s in contract.signals.items()
         },
-        "terms": {name: _term(term, known) for name, term in all_terms(contract).items()},
+        "terms": {name: _term(term, known, signals) for name, term in all_terms(contract).items()},
         "stakeholders": [
             {
                 "name": s.name,
@@ -90,14 +91,14 @@ def as_json(contract: Contract) -> dict[str, Any]:
     }
 
 
-def code_hash(term: Term, known: Spec) -> str:
-    """sha256 of the canonical text of a term's computation.
+def code_hash(term: Term, known: Spec, signals: Any = None) -> str:
+    """sha256 of the canonical text of a term's computation; `signals` is the spec as a hashable value.
 
     Raises:
       ValueError: it cannot be traced, or holds something that has no content.
     """
     try:
-        key = _key(term, known)
+        key = _key(term, signals or signals_key(known))
     except Changeable:
         return hashlib.sha256(code_text(term, known).encode()).hexdigest()
     if key not in _KNOWN:
@@ -108,11 +109,15 @@ def code_hash(term: Term, known: Spec) -> str:
     return _KNOWN[key]
 
 
-def _key(term: Term, known: Spec) -> Any:
+def signals_key(known: Spec) -> Any:
+    """Specs as a hashable value."""
+    return tuple((name, s.shape, s.dtype) for name, s in sorted(known.items()))
+
+
+def _key(term: Term, signals: Any) -> Any:
     function = term.fn if isinstance(term.fn, str) else fingerprint(term.fn)
     leaves, structure = jax.tree.flatten(term.params)
     shapes = tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in leaves)
-    signals = tuple((name, s.shape, s.dtype) for name, s in sorted(known.items()))
     if term.options:
         raise Changeable("options")
     return function, term.level, structure, shapes, signals
@@ -144,9 +149,9 @@ def _gradient_text(term: Term, spec: Spec) -> str:
     return canonical(closed, [*sorted(smooth), *sorted(others), "cotangent of the term"])
 
 
-def _term(term: Term, known: Spec) -> dict[str, Any]:
+def _term(term: Term, known: Spec, signals: Any) -> dict[str, Any]:
     try:
-        code = code_hash(term, known)
+        code = code_hash(term, known, signals)
     except ValueError as error:
         raise ValueError(f"term {term.name!r}: {error}") from error
     said = {
