@@ -48,6 +48,12 @@ from ._trainers import as_verl as as_verl
 from ._tunix import as_tunix as as_tunix
 from ._tunix import register_tunix as register_tunix
 from ._verify import verify as verify
+from .aggregate import CES as CES
+from .aggregate import OWA as OWA
+from .aggregate import Borda as Borda
+from .aggregate import Copeland as Copeland
+from .aggregate import Leximin as Leximin
+from .aggregate import MaximalLottery as MaximalLottery
 from .aggregate import MaxMin as MaxMin
 from .aggregate import Nash as Nash
 from .aggregate import WeightedSum as WeightedSum

@@ -28,7 +28,7 @@ from ._constraints import (
 )
 from ._contract import Contract, Example, all_terms, number_problems
 from ._terms import Term
-from .aggregate import MaxMin, Nash, WeightedSum
+from .aggregate import Nash
 
 Verdict = Literal["PROVED", "REFUTED", "UNKNOWN"]
 Ranges = dict[str, tuple[float, float]]
@@ -68,20 +68,24 @@ def _check_weights(contract: Contract) -> Check:
 
 def _check_monotone(contract: Contract, seed: int) -> Check:
     rule, weights = contract.aggregate, np.asarray([s.weight for s in contract.stakeholders], np.float32)
-    statement = "more utility for one stakeholder never lowers the aggregate"
-    known = isinstance(rule, (WeightedSum, Nash, MaxMin))
-    if known and np.all(weights >= 0) and (not isinstance(rule, MaxMin) or np.any(weights > 0)):
+    statement = "more utility for one stakeholder of a text never lowers its value"
+    if getattr(rule, "monotone", False) and np.all(weights >= 0) and np.any(weights > 0):
         return Check("monotone", "PROVED", f"{statement}: {type(rule).__name__} with weights >= 0")
     params = rule.init([s.name for s in contract.stakeholders])
+    group = (getattr(rule, "group", None) or 4) if getattr(rule, "across_texts", False) else 1
     apply: Callable[..., Any] = jax.jit(rule.apply)
+    if group > 1:
+        apply = jax.jit(jax.vmap(rule.apply, in_axes=(0, None, None)))  # one group a row
     rng = np.random.default_rng(seed)
     ranges = np.array(_utility_ranges(contract))
     for _ in range(64):
-        less = rng.uniform(ranges[:, 0], ranges[:, 1], (256, len(weights))).astype(np.float32)
+        shape = (256, len(weights)) if group == 1 else (256, group, len(weights))
+        less = rng.uniform(ranges[:, 0], ranges[:, 1], shape).astype(np.float32)
         more = less.copy()
+        first = more if group == 1 else more[:, 0]  # the text that gains; the others of its group stay
         rows, who = np.arange(256), rng.integers(len(weights), size=256)
-        more[rows, who] += rng.uniform(0.01, 1.0, 256).astype(np.float32) * (1.0 + np.abs(more[rows, who]))
-        before, after = np.asarray(apply(less, weights, params)), np.asarray(apply(more, weights, params))
+        first[rows, who] += rng.uniform(0.01, 1.0, 256).astype(np.float32) * (1.0 + np.abs(first[rows, who]))
+        before, after = (np.asarray(apply(u, weights, params)).reshape(256, -1)[:, 0] for u in (less, more))
         worse = np.flatnonzero(after < before - 1e-5 * (1.0 + np.abs(before)))
         if worse.size:
             row = int(worse[0])

@@ -1,35 +1,19 @@
-"""Many utilities to one number: each rule is a plain function and a dataclass that a contract holds.
+"""Welfare functions: the utilitarian sum, Nash's product and the egalitarian minimum."""
 
-The functions map utilities `[..., K]` to `[...]`; weights are `[K]`, are used as they are given and are never
-normalised unless the equation says so.
-"""
-
+import functools
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlx._checks import check_dtype, check_range, check_shapes
 
-Params = dict[str, jax.Array]
-
-
-class Aggregate(Protocol):
-    """A rule: names of its own parameters, their first values, and the function."""
-
-    def init(self, names: Sequence[str]) -> Params:
-        """First values of the rule's own parameters for stakeholders of these names."""
-        ...
-
-    def apply(self, utilities: jax.Array, weights: jax.Array, params: Params) -> jax.Array:
-        """Utilities `[..., K]` to `[...]`."""
-        ...
-
-    def problems(self, names: Sequence[str]) -> list[str]:
-        """What is wrong with the rule for stakeholders of these names."""
-        ...
+from ._rule import Params, Rule, number, spread
 
 
 def weighted_sum(utilities: jax.Array, weights: jax.Array) -> jax.Array:
@@ -48,7 +32,7 @@ def weighted_sum(utilities: jax.Array, weights: jax.Array) -> jax.Array:
     """
     check_shapes(utilities=(utilities, "*K"), weights=(weights, "K"))
     check_dtype("floating", utilities=utilities, weights=weights)
-    return jnp.sum(utilities * _spread(weights, utilities), axis=-1)
+    return jnp.sum(utilities * spread(weights, utilities), axis=-1)
 
 
 def nash(
@@ -84,10 +68,10 @@ def nash(
     check_shapes(utilities=(utilities, "*K"), weights=(weights, "K"))
     check_dtype("floating", utilities=utilities, weights=weights)
     low = jnp.asarray(floor, utilities.dtype)
-    gain = utilities - _spread(jnp.asarray(disagreement), utilities)
+    gain = utilities - spread(jnp.asarray(disagreement), utilities)
     above = gain > low
     log_gain = jnp.where(above, jnp.log(jnp.where(above, gain, low)), jnp.log(low) + (gain - low) / low)
-    return jnp.sum(log_gain * _spread(weights, utilities), axis=-1)
+    return jnp.sum(log_gain * spread(weights, utilities), axis=-1)
 
 
 def max_min(utilities: jax.Array, weights: jax.Array, *, temperature: jax.Array | float = 0.05) -> jax.Array:
@@ -114,7 +98,7 @@ def max_min(utilities: jax.Array, weights: jax.Array, *, temperature: jax.Array 
     check_shapes(utilities=(utilities, "*K"), weights=(weights, "K"))
     check_dtype("floating", utilities=utilities, weights=weights)
     t = jnp.asarray(temperature, utilities.dtype)
-    share = _spread(weights / jnp.sum(weights), utilities)
+    share = spread(weights / jnp.sum(weights), utilities)
     counted = share > 0
     hard = jnp.min(jnp.where(counted, utilities, jnp.inf), axis=-1)
     soft_t = jnp.where(t > 0, t, 1.0)
@@ -125,30 +109,22 @@ def max_min(utilities: jax.Array, weights: jax.Array, *, temperature: jax.Array 
 
 
 @dataclass(frozen=True)
-class WeightedSum:
+class WeightedSum(Rule):
     """`weighted_sum` in a contract."""
 
     kind: ClassVar[str] = "weighted_sum"
 
-    def of_columns(self, columns, weights, params):
-        """The same of one array `[B]` a stakeholder."""
-        return sum(weights[k] * u for k, u in enumerate(columns))
-
-    def init(self, names: Sequence[str]) -> Params:
-        """No parameters of its own."""
-        return {}
+    def of_columns(self, columns: Sequence[jax.Array], weights: jax.Array, params: Params) -> jax.Array:
+        """The same of one array `[B]` a stakeholder, which XLA fuses with what makes them."""
+        return functools.reduce(operator.add, (weights[k] * column for k, column in enumerate(columns)))
 
     def apply(self, utilities: jax.Array, weights: jax.Array, params: Params) -> jax.Array:
         """See `weighted_sum`."""
         return weighted_sum(utilities, weights)
 
-    def problems(self, names: Sequence[str]) -> list[str]:
-        """None."""
-        return []
-
 
 @dataclass(frozen=True)
-class Nash:
+class Nash(Rule):
     """`nash` in a contract.
 
     Attributes:
@@ -160,11 +136,19 @@ class Nash:
     floor: float = 1e-3
 
     kind: ClassVar[str] = "nash"
+    comparable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_range("floor", self.floor, 0.0, float("inf"), open_low=True, open_high=True)
         if isinstance(self.disagreement, list):
             object.__setattr__(self, "disagreement", tuple(self.disagreement))
+        points: Any = self.disagreement
+        if isinstance(points, Mapping):
+            points = points.values()
+        elif not isinstance(points, Sequence):
+            points = [points]
+        for value in points:
+            check_range("disagreement", value, -math.inf, math.inf, open_low=True, open_high=True)
 
     def values(self, names: Sequence[str]) -> list[float]:
         """The disagreement point in the order of `names`."""
@@ -176,10 +160,7 @@ class Nash:
 
     def init(self, names: Sequence[str]) -> Params:
         """`disagreement [K]` and `floor []`."""
-        return {
-            "disagreement": jnp.asarray(self.values(names), jnp.float32),
-            "floor": jnp.asarray(self.floor, jnp.float32),
-        }
+        return {"disagreement": np.asarray(self.values(names), np.float32), "floor": number(self.floor)}
 
     def apply(self, utilities: jax.Array, weights: jax.Array, params: Params) -> jax.Array:
         """See `nash`."""
@@ -196,7 +177,7 @@ class Nash:
 
 
 @dataclass(frozen=True)
-class MaxMin:
+class MaxMin(Rule):
     """`max_min` in a contract.
 
     Attributes:
@@ -212,18 +193,8 @@ class MaxMin:
 
     def init(self, names: Sequence[str]) -> Params:
         """`temperature []`."""
-        return {"temperature": jnp.asarray(self.temperature, jnp.float32)}
+        return {"temperature": number(self.temperature)}
 
     def apply(self, utilities: jax.Array, weights: jax.Array, params: Params) -> jax.Array:
         """See `max_min`."""
         return max_min(utilities, weights, temperature=params["temperature"])
-
-    def problems(self, names: Sequence[str]) -> list[str]:
-        """None."""
-        return []
-
-
-def _spread(values: jax.Array, utilities: jax.Array) -> jax.Array:
-    """`values` `[K]` or `[]` in the dtype and rank of `utilities` `[..., K]`."""
-    values = values.astype(utilities.dtype)
-    return values if values.ndim == 0 else values.reshape((1,) * (utilities.ndim - 1) + values.shape)
