@@ -10,6 +10,11 @@ however often you look.
 
 from . import _builtin as _builtin
 from . import aggregate as aggregate
+from ._audit import AuditLog as AuditLog
+from ._audit import LogReport as LogReport
+from ._audit import verify_consistency as verify_consistency
+from ._audit import verify_inclusion as verify_inclusion
+from ._audit import verify_log as verify_log
 from ._certify import Certificate as Certificate
 from ._certify import certify as certify
 from ._compile import Reward as Reward
@@ -37,6 +42,12 @@ from ._encode import encode_ids as encode_ids
 from ._files import dumps as dumps
 from ._files import load as load
 from ._files import loads as loads
+from ._sign import Signature as Signature
+from ._sign import load_private_key as load_private_key
+from ._sign import load_public_key as load_public_key
+from ._sign import new_key as new_key
+from ._sign import sign as sign
+from ._sign import verify_signature as verify_signature
 from ._terms import Signal as Signal
 from ._terms import Term as Term
 from ._terms import register as register
