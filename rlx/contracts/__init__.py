@@ -42,6 +42,10 @@ from ._encode import encode_ids as encode_ids
 from ._files import dumps as dumps
 from ._files import load as load
 from ._files import loads as loads
+from ._monitor import Monitor as Monitor
+from ._monitor import MonitorReport as MonitorReport
+from ._monitor import MonitorState as MonitorState
+from ._monitor import monitor as monitor
 from ._sign import Signature as Signature
 from ._sign import load_private_key as load_private_key
 from ._sign import load_public_key as load_public_key

@@ -1,12 +1,14 @@
 """Anytime-valid bounds: coverage under continuous looking, width, hand cases."""
 
+import dataclasses
+import json
 import time
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from rlx.contracts import certify
+from rlx.contracts import Certificate, Contract, Stakeholder, Term, certify, compile, digest
 
 
 @pytest.mark.parametrize("kind", ["bernoulli 0.1", "bernoulli 0.5", "beta", "three values"])
@@ -123,3 +125,55 @@ def test_bad_levels_name_the_argument():
         certify([0.5], 0.1, alpha=0.0)
     with pytest.raises(ValueError, match="threshold: nan"):
         certify([0.5], float("nan"))
+    with pytest.raises(ValueError, match="threshold: 2 is outside"):
+        certify([0.5], 2)
+    with pytest.raises(ValueError, match=r"low: 1\.0 is outside"):
+        certify([0.5], 0.5, low=1.0, high=0.0)
+
+
+@pytest.mark.parametrize("costs", [["0.5"], [0.5 + 0j], [None], np.array([{}])])
+def test_what_is_no_number_is_refused(costs):
+    with pytest.raises(TypeError, match="costs: expected real numbers"):
+        certify(costs, 0.5)
+
+
+def test_known_bounds_scale():
+    samples = np.random.default_rng(0).random(300)
+    plain, scaled = certify(samples, 0.6), certify(10.0 * samples - 5.0, 1.0, low=-5.0, high=5.0)
+    assert scaled.verdict == plain.verdict
+    assert scaled.upper == pytest.approx(10 * plain.upper - 5, rel=1e-9)
+    assert scaled.lower == pytest.approx(10 * plain.lower - 5, rel=1e-9)
+    with pytest.raises(ValueError, match=r"element 0 is 3\.0, outside \[-2, 2\]"):
+        certify([3.0], 0.0, low=-2.0, high=2.0)
+
+
+def test_nothing_in_three_thousand():
+    """The bettor who stakes all has (1 - m)^-3000, one of 27 shares: m = 1 - (0.025 / 27)^(1 / 3000) = 0.00233."""
+    bound = certify(np.zeros(3000), 0.0037)
+    assert bound.verdict == "CERTIFIED"
+    assert bound.upper <= 1.0 - (0.025 / 27) ** (1 / 3000) <= 0.0037
+
+
+def test_a_certificate_is_of_its_contract_parameters_policy_and_data():
+    term = Term("x", lambda b: b["x"])
+    contract = Contract("c", terms=(term,), stakeholders=(Stakeholder("me", {"x": 1.0}),))
+    reward, policy = compile(contract), {"w": np.arange(3.0)}
+    costs = np.zeros(50)
+    bound = certify(costs, 0.5, contract=reward, params=reward.params, policy=policy)
+    assert bound.contract_sha256 == digest(contract)
+    again = {"costs": np.zeros(50, np.float32), "contract": contract, "params": reward.params, "policy": policy}
+    assert bound.differences(**again) == []
+    assert Certificate.from_dict(json.loads(json.dumps(bound.to_dict()))) == bound
+    other = {
+        "costs": np.append(costs[1:], 1.0),
+        "contract": dataclasses.replace(contract, version="2"),
+        "params": reward.params | {"weights": np.array([2.0], np.float32)},
+        "policy": {"w": np.arange(3.0) + 1},
+    }
+    for name, what in (("costs", "data"), ("contract", "contract"), ("params", "params"), ("policy", "policy")):
+        assert bound.differences(**(again | {name: other[name]})) == [what]
+    assert certify(costs, 0.5).differences(contract=contract) == ["contract"]  # it does not say of which
+    with pytest.raises(ValueError, match="policy: 'abc' is not 64 hex digits"):
+        certify(costs, 0.5, policy="abc")
+    with pytest.raises(ValueError, match="certificate: fields missing or unknown: alpha"):
+        Certificate.from_dict({k: v for k, v in bound.to_dict().items() if k != "alpha"})
