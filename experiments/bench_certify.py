@@ -3,7 +3,8 @@
     python -m experiments.bench_certify [--quick]
 
 False certificates: p is .05, the claim is p < .05, and whoever samples looks after every sample up to n = 2000 and
-stops when the claim is certified. The naive interval is Wilson's one-sided 95%, from n = 100 on, where it is called good.
+stops when the claim is certified. The naive interval is Wilson's one-sided 95%,
+from n = 100 on, where it is called good.
 """
 
 import argparse

@@ -36,6 +36,9 @@ from ._constraints import Until as Until
 from ._contract import Contract as Contract
 from ._contract import Example as Example
 from ._contract import Stakeholder as Stakeholder
+from ._diff import Change as Change
+from ._diff import Diff as Diff
+from ._diff import diff as diff
 from ._digest import digest as digest
 from ._encode import encode_bytes as encode_bytes
 from ._encode import encode_ids as encode_ids

@@ -105,8 +105,9 @@ class Always(Formula):
 
         rho(Always[a, b] phi, t) = min over t' in [t + a, t + b] of rho(phi, t')
 
-    Time counts unmasked tokens only; a constraint is judged at the first one. The window ends where the text ends: of
-    an empty one everything is true, with the robustness that the declared ranges allow at most.
+    Time counts unmasked tokens only; a constraint is judged at the first one. Without a token-level term the text
+    counts as one token. The window ends where the text ends: of an empty one everything is true, with the robustness
+    that the declared ranges allow at most.
 
     Attributes:
       of: the formula.

@@ -120,7 +120,8 @@ class Contract:
                 items = [Constraint(item) if isinstance(item, Formula) else item for item in items]
             for item in items:
                 if not isinstance(item, kind):
-                    raise TypeError(f"{attribute}: expected {kind.__name__}, got {type(item).__name__} {item!r}")
+                    hint = f"; write {item} <= x" if kind is Constraint and hasattr(item, "__le__") else ""
+                    raise TypeError(f"{attribute}: expected {kind.__name__}, got {type(item).__name__}{hint}")
             object.__setattr__(self, attribute, tuple(items))
         for name, signal in self.signals.items():
             if not isinstance(signal, Signal):

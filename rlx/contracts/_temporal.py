@@ -214,9 +214,8 @@ def _until_values(
 
         _, found = jax.lax.associative_scan(compose, (left, right), reverse=True, axis=1)
     else:
-        found, _ = jax.lax.scan(widen, right, None, length=steps)
-    found, _ = jax.lax.scan(delay, found, None, length=first)
-    return found
+        found = jax.lax.scan(widen, right, None, length=steps)[0] if steps else right
+    return jax.lax.scan(delay, found, None, length=first)[0] if first else found
 
 
 def _spread(part: Judgement, present: jax.Array | None) -> tuple[Judgement, jax.Array]:
