@@ -198,7 +198,14 @@ def total(a: Interval, axes: tuple[int, ...], dtype: Any) -> Interval:
     with np.errstate(invalid="ignore"):
         slack = np.where(np.isinf(size), 0.0, 2.0 * terms * eps * size)
         low, high = np.where(exact_low, low, low - slack), np.where(exact_high, high, high + slack)
-    return settle(low, high, dtype, exact=exact_low & exact_high, nan=a.nan or both)
+    out = settle(low, high, dtype, exact=exact_low & exact_high, nan=a.nan or both)
+    # what is not negative never adds up to less than 0, in any order
+    positive, negative = np.all(a.low >= 0, axis=axes), np.all(a.high <= 0, axis=axes)
+    return Interval(
+        np.where(positive, np.maximum(out.low, 0.0), out.low),
+        np.where(negative, np.minimum(out.high, 0.0), out.high),
+        out.nan,
+    )
 
 
 def product_sum(a: Interval, b: Interval, axes: tuple[int, ...], dtype: Any) -> Interval:
