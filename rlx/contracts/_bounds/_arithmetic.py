@@ -39,6 +39,12 @@ def _square(equation: Any, a: Interval) -> Interval:
     return iv.square(a, dtype_of(equation))
 
 
+@rule("one_minus_square")  # in the gradient of tanh
+def _one_minus_square(equation: Any, a: Interval) -> Interval:
+    dtype = dtype_of(equation)
+    return iv.add(iv.point(np.ones((), dtype)), iv.negate(iv.square(a, dtype)), dtype)
+
+
 @rule("div")
 def _div(equation: Any, a: Interval, b: Interval) -> Interval:
     return iv.divide(a, b, dtype_of(equation))
