@@ -15,6 +15,7 @@ from ._audit import LogReport as LogReport
 from ._audit import verify_consistency as verify_consistency
 from ._audit import verify_inclusion as verify_inclusion
 from ._audit import verify_log as verify_log
+from ._card import card as card
 from ._certify import Certificate as Certificate
 from ._certify import certify as certify
 from ._compile import Reward as Reward

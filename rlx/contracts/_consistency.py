@@ -77,7 +77,7 @@ def _check_monotone(contract: Contract, seed: int) -> Check:
     if group > 1:
         apply = jax.jit(jax.vmap(rule.apply, in_axes=(0, None, None)))  # one group a row
     rng = np.random.default_rng(seed)
-    ranges = np.array(_utility_ranges(contract))
+    ranges = np.array(utility_ranges(contract))
     for _ in range(64):
         shape = (256, len(weights)) if group == 1 else (256, group, len(weights))
         less = rng.uniform(ranges[:, 0], ranges[:, 1], shape).astype(np.float32)
@@ -94,7 +94,7 @@ def _check_monotone(contract: Contract, seed: int) -> Check:
     return Check("monotone", "UNKNOWN", f"{statement}: no rule proves it, 16,384 drawn steps kept it")
 
 
-def _utility_ranges(contract: Contract) -> list[tuple[float, float]]:
+def utility_ranges(contract: Contract) -> list[tuple[float, float]]:
     """The range of each utility if each term takes any value in its declared range."""
     terms, ranges = all_terms(contract), []
     for stakeholder in contract.stakeholders:
@@ -119,7 +119,7 @@ def _check_disagreement(contract: Contract) -> list[Check]:
     terms, names = all_terms(contract), [s.name for s in contract.stakeholders]
     below, never = [], []
     for stakeholder, value, (low, high) in zip(
-        contract.stakeholders, rule.values(names), _utility_ranges(contract), strict=True
+        contract.stakeholders, rule.values(names), utility_ranges(contract), strict=True
     ):
         if any(reduced_range(terms[name]) is None for name in stakeholder.utility):
             below.append(stakeholder.name)
