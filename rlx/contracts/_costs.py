@@ -73,10 +73,10 @@ def _event(
 
 
 def _quantile(value: jax.Array, level: jax.Array) -> jax.Array:
-    """The least value that at least `level` of the texts do not exceed; it is not differentiated (Danskin)."""
+    """The least value that at least `level` of the texts do not exceed."""
     count = value.shape[0]
     place = jnp.ceil(level * count).astype(jnp.int32) - 1
-    return jax.lax.stop_gradient(jnp.sort(value)[jnp.clip(place, 0, count - 1)])
+    return jnp.sort(value)[jnp.clip(place, 0, count - 1)]
 
 
 def _tail(value: jax.Array, level: jax.Array, at: jax.Array) -> jax.Array:
