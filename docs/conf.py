@@ -50,8 +50,13 @@ def write_page(module: ModuleType, target: Path) -> list[str]:
     """The page of a module, and those of the modules that it re-exports; their names."""
     page, pages = module.__name__, [module.__name__]
     lines = [page, "=" * len(page), "", f".. automodule:: {page}", "   :no-members:", ""]
+    below = [value for name in public(module) if isinstance(value := getattr(module, name), ModuleType)]
+    elsewhere = {id(getattr(inner, name)): f"{inner.__name__}.{name}" for inner in below for name in public(inner)}
     for name in public(module):
         value = getattr(module, name)
+        if isinstance(value, type) and id(value) in elsewhere:
+            lines += [f"* `{page}.{name}` is :py:class:`{elsewhere[id(value)]}`.", ""]
+            continue
         if not getattr(value, "__doc__", None):
             raise RuntimeError(f"{page}.{name} has no docstring")
         if isinstance(value, ModuleType):

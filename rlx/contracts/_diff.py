@@ -61,7 +61,7 @@ class Diff:
 
     @property
     def kind(self) -> Kind:
-        """The most serious kind: breaking, then tightening, loosening, neutral."""
+        """Breaking if any change is, else tightening, loosening, neutral, in this order."""
         return min((change.kind for change in self.changes), key=_KINDS.index, default="neutral")
 
     def __bool__(self) -> bool:

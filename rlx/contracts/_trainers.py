@@ -148,8 +148,8 @@ def as_verl(
         and `extra_infos`, and for contracts that compare the rows of a group.
 
     Returns:
-      `compute_score(data_source, solution_str, ground_truth, extra_info=None) -> {"score": float, "term/...": float,
-      ...}`, of which verl trains on "score" and logs the rest; a list of them if `batched`.
+      `compute_score(data_source, solution_str, ground_truth, extra_info=None)`, which gives a dict of "score" (verl
+      trains on it) and floats such as "term/x" (verl logs them); a list of dicts if `batched`.
 
     Raises:
       ValueError: the contract compares rows and `batched` is False. When called: as in `as_tunix`.
@@ -203,11 +203,11 @@ def as_openrlhf(
 
     Args:
       reward, encode, params, name: as in `as_trl`. The labels are the column "labels".
-      end: a special token, such as "<|im_end|>", that is taken off the end of a query as well.
+      end: a special token, such as `"<|im_end|>"`, that is taken off the end of a query as well.
 
     Returns:
-      `reward_func(queries, prompts, labels) -> {"rewards": [B], "scores": [B], "extra_logs": {"term/...": [B]}}`,
-      float32 torch tensors.
+      `reward_func(queries, prompts, labels)`, which gives a dict of "rewards" and "scores" `[B]` and of "extra_logs", a
+      dict by names such as "term/x" `[B]`: float32 torch tensors.
 
     Raises:
       ImportError: torch is not installed.

@@ -119,7 +119,7 @@ def test_learned_terms_have_parameters_and_gradients():
     traces = []
     step = jax.jit(lambda p: (traces.append(1), reward(p, batch).total)[1])
     step(reward.params)
-    changed = step(reward.params | {"terms": {"net": {"w": jnp.full((), 2.0), "b": jnp.full((), 0.5)}}})
+    changed = step(reward.params | {"terms": {"net": {"w": jnp.float32(2.0), "b": jnp.float32(0.5)}}})
     np.testing.assert_allclose(changed, jnp.tanh(2 * batch["x"] + 0.5), rtol=1e-5)
     assert len(traces) == 1
     other = dataclasses.replace(
