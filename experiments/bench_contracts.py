@@ -9,12 +9,16 @@ arguments. On two shared cores the time ratios vary by a tenth from run to run.
 """
 
 import argparse
+import importlib.util
 import json
+import os
+import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +164,8 @@ def compiled(config: Config) -> list[Row]:
         )
         size = f"20 terms, B={config.batch}, {what}"
         rows.append(beside(f"{size}: time", found["rlx"] * 1e6, found["hand"] * 1e6, "us"))
-        bytes_needed = [needed(f, params, large) / 1e6 for f in (ours, theirs)]
-        rows.append(beside(f"{size}: memory", *bytes_needed, "MB"))
+        mine, peers = (needed(f, params, large) / 1e6 for f in (ours, theirs))
+        rows.append(beside(f"{size}: memory", mine, peers, "MB"))
     bare = jax.jit(hand)
     jax.block_until_ready((reward(params, small), bare(params, small)))
     found = fastest({"rlx": lambda: reward(params, small), "bare": lambda: bare(params, small)}, 9, config.calls)
@@ -241,6 +245,14 @@ def measure(config: Config) -> list[Row]:
     return rows + [Row(**row) for row in bench_certify.rows(quick=config.quick)]
 
 
+def environment() -> dict[str, Any]:
+    """What the numbers depend on."""
+    peer = "immrax" if importlib.util.find_spec("immrax") else None
+    versions = {name: version(name) for name in ("jax", "numpy", "msgspec", "rfc8785", *([peer] if peer else []))}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"python": platform.python_version(), "machine": platform.machine(), "cores": cores, **versions}
+
+
 def table(rows: list[Row]) -> str:
     """Text of at most 80 columns, two lines a row."""
     lines = []
@@ -261,8 +273,6 @@ def main() -> int:
     rows = measure(config)
     print(table(rows))
     if given.json:
-        from rlx.run._environment import environment
-
         record = {"environment": environment(), "rows": [vars(row) for row in rows]}
         given.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0 if all(row.kept for row in rows) else 1

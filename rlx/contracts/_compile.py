@@ -202,10 +202,8 @@ def _evaluate(contract: Contract, params: Params, batch: Batch) -> RewardOut:
             total = contract.aggregate.of_columns(columns, params["weights"], params) - penalty
         else:
             total = aggregate(utilities) - penalty
-    whole = (
-        Cost(*(jnp.stack(column, axis=-1) for column in zip(*costs, strict=True))) if costs else _no_costs(utilities)
-    )
-    return RewardOut(total, token, reduced, utilities, whole.cost, whole.violated, whole.robustness)
+    cost, violated, robustness = _together(costs, params["thresholds"], utilities)
+    return RewardOut(total, token, reduced, utilities, cost, violated, robustness)
 
 
 def _costs(
@@ -229,9 +227,18 @@ def _is_simple(of: Any) -> bool:
     return not isinstance(of, Formula) and not (isinstance(of, Chance) and not isinstance(of.event, Event))
 
 
-def _no_costs(utilities: jax.Array) -> Cost:
-    none = jnp.zeros((utilities.shape[0], 0), utilities.dtype)
-    return Cost(none, none.astype(jnp.bool_), none)
+def _together(costs: list[Cost], thresholds: jax.Array, utilities: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Columns `[B]` to `[B, M]`; what a limit on a mean makes of a cost is computed for all at once."""
+    if not costs:
+        none = jnp.zeros((utilities.shape[0], 0), utilities.dtype)
+        return none, none.astype(jnp.bool_), none
+    cost = jnp.stack([c.cost for c in costs], axis=-1)
+    allowed = jnp.broadcast_to(thresholds, cost.shape)
+    violated, robustness = ~(cost <= allowed), allowed - cost
+    for m, c in enumerate(costs):
+        if c.violated is not None and c.robustness is not None:
+            violated, robustness = violated.at[:, m].set(c.violated), robustness.at[:, m].set(c.robustness)
+    return cost, violated, robustness
 
 
 def _per_token(term: Term, value: jax.Array, batch: Batch) -> jax.Array:

@@ -11,11 +11,14 @@ from ._temporal import Trace, judge
 
 
 class Cost(NamedTuple):
-    """Of one constraint, `[B]` each: cost, violation, robustness (positive where the text meets it)."""
+    """Of one constraint, `[B]` each: cost, violation, robustness (positive where the text meets it).
+
+    Where the last two are None they follow from the cost and its threshold.
+    """
 
     cost: jax.Array
-    violated: jax.Array
-    robustness: jax.Array
+    violated: jax.Array | None
+    robustness: jax.Array | None
 
 
 def cost_of(
@@ -56,8 +59,7 @@ def cost_of(
             return Cost(cost, violated, robustness + allowed)
         case _:
             raise TypeError(f"constraint: {type(of).__name__} has no cost")
-    allowed = jnp.broadcast_to(threshold, cost.shape)
-    return Cost(cost, ~(cost <= allowed), allowed - cost)
+    return Cost(cost, None, None)
 
 
 def _event(

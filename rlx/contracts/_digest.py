@@ -1,7 +1,9 @@
 """What a contract is, as one hash: its code and its numbers."""
 
+import functools
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -56,7 +58,39 @@ def digest(contract: Contract) -> str:
     References:
       RFC 8785, "JSON Canonicalization Scheme".
     """
-    return hashlib.sha256(rfc8785.dumps(as_json(contract))).hexdigest()
+    return hashlib.sha256(_canonical(as_json(contract))).hexdigest()
+
+
+def _canonical(document: dict[str, Any]) -> bytes:
+    """RFC 8785 of a contract's document. A signal or a term that was written before is not written again."""
+    parts = {name: rfc8785.dumps(value) for name, value in document.items() if name not in ("signals", "terms")}
+    for name in ("signals", "terms"):
+        parts[name] = _object({key: _written(tuple(value.items())) for key, value in _keyed(document[name])})
+    return _object(parts)
+
+
+def _keyed(parts: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, value in parts.items():
+        # lists as tuples, which can be looked up; rfc8785 writes both alike
+        yield key, {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
+
+
+def _object(parts: dict[str, bytes]) -> bytes:
+    """An object of values that are written already: keys sorted by UTF-16 (RFC 8785, section 3.2.3)."""
+    keys = sorted(parts, key=lambda key: key.encode("utf-16-be"))
+    return b"{" + b",".join(rfc8785.dumps(key) + b":" + parts[key] for key in keys) + b"}"
+
+
+def _written(items: tuple[tuple[str, Any], ...]) -> bytes:
+    try:
+        return _remembered(items)
+    except TypeError:  # options of a term are a dict
+        return rfc8785.dumps(dict(items))
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _remembered(items: tuple[tuple[str, Any], ...]) -> bytes:
+    return rfc8785.dumps(dict(items))
 
 
 def as_json(contract: Contract) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rfc8785
 
 from rlx.contracts import Chance, Contract, Expect, MaxMin, Nash, Signal, Stakeholder, Term, WeightedSum, digest
 
@@ -185,3 +186,18 @@ def test_rules_of_others_count_by_code():
 
     found = {digest(one(plain, aggregate=rule)) for rule in (Own(2.0), Own(3.0), WeightedSum())}
     assert len(found) == 3
+
+
+def test_the_text_is_rfc8785_of_the_document():
+    """Parts that are remembered and put together, against the package on the whole."""
+    from rlx.contracts._digest import _canonical, as_json
+
+    family = [one(plain, **change) for change in CHANGES.values()]
+    family += [one(plain, signals=SIGNALS | {"\U0001f600": Signal("B"), "\uffff": Signal(("B", 3), unit="ä")})]
+    family += [
+        one(plain, terms=(Term("x", "rlx.contains@1", options={"tokens": [1, 2]}), Term("\u20ac", plain)))
+        for _ in range(2)
+    ]
+    for contract in family:
+        document = as_json(contract)
+        assert _canonical(document) == rfc8785.dumps(document)
