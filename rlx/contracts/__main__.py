@@ -71,6 +71,7 @@ def _card(given: argparse.Namespace) -> int:
     if out.suffix not in (".html", ".md"):
         raise ValueError(f"--out: {out} should end in .html or .md")
     text = card(contract, checks=verify(contract), format="html" if out.suffix == ".html" else "markdown")
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     print(out)
     return 0
