@@ -21,6 +21,12 @@ def _utilities(key: jax.Array) -> tuple[Any, ...]:
     return utilities, jax.random.uniform(k[1], (K,), jnp.float32, 0.1, 1.0)
 
 
+def _groups(key: jax.Array) -> tuple[Any, ...]:
+    k = jax.random.split(key, 2)
+    utilities = jax.random.uniform(k[0], (B, G, K), jnp.float32, 0.05, 1.0)
+    return utilities, jax.random.uniform(k[1], (K,), jnp.float32, 0.1, 1.0)
+
+
 def _log_probabilities(key: jax.Array) -> tuple[Any, ...]:
     k = jax.random.split(key, 4)
     logp = -jnp.abs(normal(k[0], B, T))
@@ -47,7 +53,19 @@ def _texts(key: jax.Array) -> tuple[Any, ...]:
     return lipogram_reward.params, {"tokens": tokens, "mask": mask, "ref_logp": -jnp.abs(normal(k[2], B, 8))}
 
 
-_max_min = partial(contracts.aggregate.max_min, temperature=0.1)
+_borda = partial(contracts.aggregate.borda, temperature=0.1)
+
+
+def _owa(utilities: jax.Array, weights: jax.Array) -> jax.Array:
+    return contracts.aggregate.owa(utilities, weights, jnp.asarray([3.0, 2.0, 1.0], weights.dtype))
+
+
+def _lottery(utilities: jax.Array, weights: jax.Array) -> jax.Array:
+    return contracts.aggregate.maximal_lottery(
+        contracts.aggregate.margins(utilities, weights, temperature=0.5), temperature=0.1
+    )
+
+
 lipogram_reward = contracts.compile(lipogram.contract())
 
 
@@ -62,6 +80,12 @@ CASES = [
     Case(
         "max_min", partial(contracts.aggregate.max_min, temperature=0.1), _utilities, (True, False), (0, 1), half=(0, 1)
     ),
+    Case("leximin", contracts.aggregate.leximin, _utilities, (True, False), (0,), half=(0, 1)),
+    Case("owa", _owa, _utilities, (True, False), (0, 1), half=(0, 1)),
+    Case("ces", partial(contracts.aggregate.ces, rho=-1.0), _utilities, (True, False), (0, 1), half=(0, 1)),
+    Case("borda", _borda, _groups, (True, False), (0, 1)),
+    Case("copeland", partial(contracts.aggregate.copeland, temperature=0.1), _groups, (True, False), (0, 1)),
+    Case("maximal_lottery", _lottery, _groups, (True, False), (0, 1)),
     Case(
         "lipogram contract",
         _lipogram,
