@@ -87,7 +87,8 @@ def _solve(game: jax.Array, target: jax.Array) -> jax.Array:
         length = jnp.minimum(1.0, 0.95 * ratio)
         return (p + length * dp, v + length * dv), None
 
-    start = (one / count, 1.0 + jnp.max(game @ one) / count)
+    value = 1.0 + jnp.max(game @ one) / count
+    start = (one / count + 0.0 * value, value)  # under shard_map both vary over devices, as what follows does
     (p, _), _ = jax.lax.scan(step, start, None, length=_STEPS)
     p = jnp.maximum(p, 0.0)
     return p / jnp.sum(p)
