@@ -27,9 +27,9 @@ PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 help: ## this list
 	@echo "make <target>; PYTHON=/path/to/python3.11 chooses the interpreter"
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
-	  printf '  %-14s %s\n' "$$name" "$$what"; done
+	  printf '  %-13s %s\n' "$$name" "$$what"; done
 
-setup: ## make the environment in .venv (other targets do this by themselves)
+setup: ## make the environment in .venv (other targets do so by themselves)
 	@$(SETUP) $(VENV)
 
 demo: setup ## run the main job into runs/demo and say where its report is
@@ -41,7 +41,7 @@ test: setup ## the fast tests
 test-slow: setup ## the slow tests
 	@$(PYTEST) -m slow
 
-test-next: ## the fast tests on Python 3.12 and the newest jax, if it is there
+test-next: ## the fast tests on Python 3.12 and the newest jax, if there
 	@sh .ci/test_next.sh
 
 test-trainers: ## a contract inside the real TRL and Tunix

@@ -25,7 +25,7 @@ from ._constraints import (
     Or,
     name_of,
 )
-from ._contract import Contract, all_terms
+from ._contract import Contract, all_terms, check_contract
 from ._digest import digest
 from ._sign import Signature
 
@@ -84,6 +84,7 @@ def card(
       >>> card(contract, format="markdown").splitlines()[0]
       '# brief'
     """
+    check_contract("contract", contract)
     if format not in ("html", "markdown"):
         raise ValueError(f"format: {format!r} is not one of 'html', 'markdown'")
     sections = _sections(contract, checks, certificates, signature)

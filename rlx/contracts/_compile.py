@@ -13,7 +13,7 @@ from rlx._checks import is_array
 from rlx._numerics import wide
 
 from ._constraints import Chance, Event, Expect, Formula, events_in, name_of
-from ._contract import Contract, all_terms, level_values, naming_problems, number_problems
+from ._contract import Contract, all_terms, check_contract, level_values, naming_problems, number_problems
 from ._costs import Cost, cost_of
 from ._temporal import Trace, compact
 from ._terms import Batch, Term
@@ -74,14 +74,15 @@ class Reward:
 
     def __call__(self, params: Params, batch: Batch) -> RewardOut:
         """Evaluate the contract on a batch: arrays by signal name."""
+        if not isinstance(batch, Mapping):
+            raise TypeError(f"batch: expected a dict of arrays by signal name, got {type(batch).__name__}")
         try:
             return self._call(params, batch)
         except TypeError as error:
-            if isinstance(batch, Mapping):
-                for name, value in batch.items():
-                    if not is_array(value) and not isinstance(value, (bool, int, float)):
-                        kind = type(value).__name__
-                        raise TypeError(f"batch: {name!r} is {kind}, expected an array; leave it out") from error
+            for name, value in batch.items():
+                if not is_array(value) and not isinstance(value, (bool, int, float)):
+                    kind = type(value).__name__
+                    raise TypeError(f"batch: {name!r} is {kind}, expected an array; leave it out") from error
             raise
 
 
@@ -116,6 +117,7 @@ def compile(contract: Contract) -> Reward:
       >>> out.total.tolist(), out.costs[:, 0].tolist()
       ([0.20000000298023224, 0.800000011920929], [0.0, 1.0])
     """
+    check_contract("contract", contract)
     problems = naming_problems(contract) + number_problems(contract)
     if problems:
         raise ValueError(f"contract {contract.name!r}: " + "; ".join(problems))
@@ -135,7 +137,11 @@ def compile(contract: Contract) -> Reward:
 
 def term_values(term: Term, batch: Batch, params: Any = None) -> jax.Array:
     """What the term's function returns, in float32 or wider, its shape checked against its level."""
-    value = term(batch, params)
+    try:
+        value = term(batch, params)
+    except KeyError as error:
+        there = ", ".join(map(repr, batch)) or "nothing"
+        raise KeyError(f"term {term.name!r}: the batch has no {error}, it has {there}") from error
     if not is_array(value):
         raise TypeError(f"term {term.name!r}: fn returned {type(value).__name__}, expected an array")
     value = jnp.asarray(value)
@@ -154,10 +160,12 @@ def _check_params(params: Any, shapes: Mapping[str, tuple[int, ...]], own: Param
     known = {*shapes, *(["terms"] if "terms" in own else [])}
     wrong = [f"{name!r} is missing" for name in sorted(known - set(params))]
     wrong += [f"{name!r} is none of {', '.join(sorted(known))}" for name in sorted(set(params) - known)]
+    lists = [n for n in shapes if n in params and not is_array(params[n]) and not isinstance(params[n], (int, float))]
+    wrong += [f"{name!r} is {type(params[name]).__name__}, expected an array" for name in lists]
     wrong += [
         f"{name!r} has shape {np.shape(params[name])}, expected {shape}"
         for name, shape in shapes.items()
-        if name in params and np.shape(params[name]) != shape
+        if name in params and name not in lists and np.shape(params[name]) != shape
     ]
     if wrong:
         raise ValueError(f"params: {'; '.join(wrong)}")
@@ -280,6 +288,8 @@ def _over_time(
         token = token + price[:, None] * share
         rest = rest - price * reduced[name]
     positions = jnp.arange(token.shape[-1], dtype=jnp.int32)[None, :]
+    if token.shape[-1] == 0:  # no room for a token, none to pay
+        return token
     last = jnp.max(jnp.where(jnp.asarray(mask).astype(jnp.bool_), positions, 0), axis=-1, keepdims=True)
     return token + jnp.where(positions == last, rest[:, None], 0.0)
 

@@ -30,6 +30,13 @@ class Stakeholder:
     weight: float = 1.0
     unit: str = ""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"name: expected a non-empty string, got {self.name!r}")
+        if not isinstance(self.utility, Mapping):
+            kind = type(self.utility).__name__
+            raise TypeError(f"utility: expected coefficients by term name of {self.name!r}, got {kind}")
+
 
 @dataclass(frozen=True)
 class Example:
@@ -126,6 +133,16 @@ class Contract:
         for name, signal in self.signals.items():
             if not isinstance(signal, Signal):
                 raise TypeError(f"signals: expected a Signal for {name!r}, got {type(signal).__name__}")
+
+
+def check_contract(name: str, value: Any) -> None:
+    """Check that an argument is a contract.
+
+    Raises:
+      TypeError: names the argument.
+    """
+    if not isinstance(value, Contract):
+        raise TypeError(f"{name}: expected a Contract, got {type(value).__name__}")
 
 
 def all_terms(contract: Contract) -> dict[str, Term]:

@@ -77,6 +77,8 @@ def _event(
 def _quantile(value: jax.Array, level: jax.Array) -> jax.Array:
     """The least value that at least `level` of the texts do not exceed."""
     count = value.shape[0]
+    if count == 0:
+        return jnp.zeros((), value.dtype)
     place = jnp.ceil(level * count).astype(jnp.int32) - 1
     return jnp.sort(value)[jnp.clip(place, 0, count - 1)]
 

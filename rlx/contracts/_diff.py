@@ -23,7 +23,7 @@ from ._constraints import (
     name_of,
     terms_in,
 )
-from ._contract import Contract
+from ._contract import Contract, check_contract
 from ._digest import as_json
 
 Kind = Literal["breaking", "tightening", "loosening", "neutral"]
@@ -94,6 +94,8 @@ def diff(old: Contract, new: Contract) -> Diff:
       >>> print(diff(contract(0.1), contract(0.05)))
       tightening constraint Chance(bad > 0.5) <= 0.05: limit 0.1 -> 0.05; for reader
     """
+    check_contract("old", old)
+    check_contract("new", new)
     a, b = as_json(old), as_json(new)
     changes = [
         *_words(a, b),

@@ -13,7 +13,7 @@ import rfc8785
 from rlx._tree import tree_sha256
 
 from ._canonical import canonical, has_custom_gradient
-from ._contract import Contract, all_terms, naming_problems
+from ._contract import Contract, all_terms, check_contract, naming_problems
 from ._document import constraint_document, example_document
 from ._fingerprint import Changeable, fingerprint
 from ._terms import Term
@@ -58,7 +58,11 @@ def digest(contract: Contract) -> str:
     References:
       RFC 8785, "JSON Canonicalization Scheme".
     """
-    return hashlib.sha256(_canonical(as_json(contract))).hexdigest()
+    check_contract("contract", contract)
+    try:
+        return hashlib.sha256(_canonical(as_json(contract))).hexdigest()
+    except (rfc8785.CanonicalizationError, RecursionError) as error:
+        raise ValueError(f"contract {contract.name!r} says something that is not JSON: {error}") from error
 
 
 def _canonical(document: dict[str, Any]) -> bytes:

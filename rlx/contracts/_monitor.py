@@ -118,6 +118,8 @@ def monitor(reward: Reward, *, params: Params | None = None, alpha: float = 0.05
     References:
       See `certify`.
     """
+    if not isinstance(reward, Reward):
+        raise TypeError(f"reward: expected a compiled contract, got {type(reward).__name__}; write compile(contract)")
     check_range("alpha", alpha, 0.0, 1.0, open_low=True, open_high=True)
     params = reward.params if params is None else params
     bounds = [_bounds(reward.contract, c) for c in reward.contract.constraints]

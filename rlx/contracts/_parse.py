@@ -18,6 +18,8 @@ def plain_values(text: str | bytes, format: Literal["json", "toml"]) -> Any:
     Raises:
       ValueError: with the path in the document.
     """
+    if not isinstance(text, (str, bytes, bytearray)):
+        raise TypeError(f"text: expected text or bytes, got {type(text).__name__}")
     if format not in ("json", "toml"):
         raise ValueError(f"format: {format!r} is not one of 'json', 'toml'")
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)

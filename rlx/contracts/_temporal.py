@@ -39,6 +39,9 @@ class Judgement(NamedTuple):
 
 def compact(values: Mapping[str, jax.Array], mask: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
     """Arrays `[B, T]` with the unmasked tokens moved to the front, and which positions hold one."""
+    if mask.shape[-1] == 0:  # no room for a token: a text of one that is not there
+        mask = jnp.zeros((mask.shape[0], 1), jnp.bool_)
+        values = {name: jnp.zeros(mask.shape, value.dtype) for name, value in values.items()}
     kept = mask.astype(jnp.bool_)
     order = jnp.argsort(~kept, axis=-1, stable=True)
     lengths = jnp.sum(kept, axis=-1, keepdims=True, dtype=jnp.int32)

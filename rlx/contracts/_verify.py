@@ -14,7 +14,7 @@ from ._bounds import bounds
 from ._canonical import subjaxprs
 from ._compile import term_values
 from ._consistency import Check, consistency
-from ._contract import Contract, all_terms, naming_problems
+from ._contract import Contract, all_terms, check_contract, naming_problems
 from ._interval import Interval, Unsupported
 from ._terms import Term
 from ._trace import Spec, Untraceable, declared_spec, term_spec
@@ -65,6 +65,7 @@ def verify(contract: Contract, batch: Mapping[str, Any] | None = None, *, seed: 
     References:
       Moore, Kearfott and Cloud 2009, "Introduction to Interval Analysis", chapters 2 and 5.
     """
+    check_contract("contract", contract)
     problems = naming_problems(contract)
     checks = [Check("names", "REFUTED" if problems else "PROVED", "; ".join(problems) or "every name exists once")]
     given = None if batch is None else {n: jax.ShapeDtypeStruct(np.shape(v), v.dtype) for n, v in batch.items()}

@@ -227,3 +227,37 @@ def test_numbers_of_other_contracts_are_not_remembered():
     batch = {"x": jnp.array([0.5])}
     assert [float(r(r.params, batch).total[0]) for r in rewards] == [0.5, 5.0]
     assert [float(r(r.params, {"x": jnp.array([0.5, 0.25])}).total[1]) for r in rewards] == [0.25, 2.5]
+
+
+def test_empty_batches_and_texts_without_room():
+    kinds = (Expect(x) <= 0.5, CVaR(x, 0.5) <= 0.5, Always(y < 0.5), Eventually(y < 0.5))
+    reward = reward_of(*kinds)
+    out = reward(reward.params, {"x": jnp.zeros(0), "y": jnp.zeros((0, 3)), "mask": jnp.zeros((0, 3))})
+    assert (out.total.shape, out.costs.shape) == ((0,), (0, 4))
+    out = reward(reward.params, {"x": jnp.zeros(2), "y": jnp.zeros((2, 0)), "mask": jnp.zeros((2, 0))})
+    assert out.violated.tolist() == [[False, False, False, True]] * 2
+
+
+def test_arguments_of_another_kind_are_named():
+    reward = reward_of(Expect(x) <= 0.5)
+    with pytest.raises(TypeError, match="batch: expected a dict of arrays by signal name, got list"):
+        reward(reward.params, [1])
+    with pytest.raises(KeyError, match="term 'x': the batch has no 'x', it has 'q'"):
+        reward(reward.params, {"q": jnp.zeros(2)})
+    with pytest.raises(ValueError, match="params: 'multipliers' is list, expected an array"):
+        reward(reward.params | {"multipliers": [0.5]}, make())
+    with pytest.raises(TypeError, match="utility: expected coefficients by term name of 'm', got list"):
+        Stakeholder("m", ["x"])
+    for call, name in (
+        (compile, "contract"),
+        (rlx.contracts.verify, "contract"),
+        (rlx.contracts.digest, "contract"),
+        (rlx.contracts.card, "contract"),
+        (lambda value: rlx.contracts.diff(value, value), "old"),
+        (rlx.contracts.monitor, "reward"),
+        (rlx.contracts.loads, "text"),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: expected"):
+            call(None)
+    with pytest.raises(ValueError, match="says something that is not JSON: unsupported type"):
+        rlx.contracts.digest(Contract("c", terms=(x,), stakeholders=PEOPLE, provenance={"a": object()}))
