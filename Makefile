@@ -29,7 +29,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
 	  printf '  %-13s %s\n' "$$name" "$$what"; done
 
-setup: ## make the environment in .venv (other targets do so by themselves)
+setup: ## make the environment in .venv (others do so by themselves)
 	@$(SETUP) $(VENV)
 
 demo: setup ## run the main job into runs/demo and say where its report is
