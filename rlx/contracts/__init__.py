@@ -1,11 +1,15 @@
 """What is rewarded, what is forbidden, and the proof of it.
 
-A `Contract` names terms (pure functions of a batch), the stakeholders whose utilities are linear in them, the rule
-that aggregates utilities (`WeightedSum`, `Nash`, `MaxMin`) and constraints (`Expect(term) <= x`,
-`Chance(term > c) <= p`). `compile` makes it one pure function `reward(params, batch) -> RewardOut` whose weights,
-thresholds and Lagrange multipliers are arrays. `verify` proves or refutes what it claims before it is used, `digest`
-is the hash of what it says, code included, and `certify` tells from fresh samples whether a constraint holds, valid
-however often you look.
+A `Contract` names terms (pure functions of a batch), stakeholders whose utilities are linear in them, a rule that
+aggregates utilities (`aggregate`), and constraints: `Expect(term) <= x`, `Chance(event) <= p`, `CVaR(term) <= x`, or a
+formula over tokens such as `Always(term < c)`. From it:
+
+* `compile` makes one pure function `reward(params, batch) -> RewardOut`; every number is an array in `params`.
+* `verify` proves or refutes what it claims before it is used; `monitor` watches it inside jit; `certify` tells from
+  fresh samples whether a constraint holds, valid however often you look.
+* `digest` is the hash of what it says, code included; `diff`, `sign` and `AuditLog` build on it.
+* `loads` and `dumps` are for files, `card` for people, `python -m rlx.contracts` for the terminal.
+* `as_trl`, `as_tunix`, `as_verl`, `as_openrlhf` and `as_verifiers` put it into the trainers that people use.
 """
 
 from . import _builtin as _builtin
