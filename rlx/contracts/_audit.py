@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # not on Windows
+    fcntl = None
+
 import msgspec
 import rfc8785
 
@@ -79,6 +84,7 @@ class AuditLog:
     def __init__(self, path: str | Path | None = None, *, torn: Literal["error", "cut"] = "error") -> None:
         self._tree, self._head = MerkleTree(), _START
         self._lines: list[bytes] = []
+        self._size = 0  # bytes of all lines: what the file has if nobody else wrote to it
         self.path = None if path is None else Path(path)
         if self.path is not None and self.path.exists():
             self._load(self.path, torn)
@@ -112,7 +118,7 @@ class AuditLog:
         Raises:
           ValueError: it is not JSON, or longer than 1 MiB.
           TypeError: it is not a mapping.
-          OSError: it could not be written; the log is as before.
+          OSError: it could not be written, or the file is not the one that was read; the log is as before.
         """
         if not isinstance(entry, Mapping):
             raise TypeError(f"entry: expected a mapping, got {type(entry).__name__}")
@@ -127,7 +133,7 @@ class AuditLog:
         if len(line) > _LONGEST_LINE:
             raise ValueError(f"entry: {len(line)} bytes, more than {_LONGEST_LINE}; log its hash")
         if self.path is not None:
-            _append(self.path, line)
+            _append(self.path, line, self._size)
         self._add(record, line, digest)
         return index
 
@@ -168,6 +174,7 @@ class AuditLog:
     def _add(self, record: bytes, line: bytes, digest: str) -> None:
         self._tree.append(leaf_hash(record))
         self._lines.append(line)
+        self._size += len(line)
         self._head = digest
 
     def _load(self, path: Path, torn: str) -> None:
@@ -254,11 +261,17 @@ def _line(content: bytes, digest: str, index: int, previous: str) -> bytes:
     )
 
 
-def _append(path: Path, line: bytes) -> None:
-    """The line, on disk; if that fails, the file as before."""
+def _append(path: Path, line: bytes, size: int) -> None:
+    """The line, on disk, behind `size` bytes; if that fails, the file as before."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # until it is closed
         before = os.fstat(descriptor).st_size
+        if before != size:
+            raise OSError(
+                f"path: {path} has {before} bytes, expected {size}: somebody else writes to it; open it again"
+            )
         try:
             written = 0
             while written < len(line):

@@ -87,9 +87,11 @@ def _function(fn: types.FunctionType, seen: set[int]) -> Any:
         cells = tuple(_of(cell.cell_contents, seen) for cell in fn.__closure__ or ())
     except ValueError as error:  # a cell that is still empty
         raise Changeable("an empty closure cell") from error
+    own = _of(tuple(sorted(fn.__dict__.items())), seen)  # helper.scale = 2.0
     names = _names(fn.__code__)
     read = tuple((name, _of(fn.__globals__[name], seen)) for name in names if name in fn.__globals__)
-    return fn.__code__, _of(fn.__defaults__, seen), _of(tuple((fn.__kwdefaults__ or {}).items()), seen), cells, read
+    defaults = _of(fn.__defaults__, seen), _of(tuple((fn.__kwdefaults__ or {}).items()), seen)
+    return fn.__code__, defaults, own, cells, read
 
 
 @functools.lru_cache(maxsize=4096)

@@ -345,3 +345,14 @@ def test_a_hundred_thousand_entries(tmp_path):
     assert verify_log(path, **log.checkpoint()).ok
     assert time.perf_counter() - start < 4.0  # 0.7 s on an idle core; 2 s is promised, other tests run beside this one
     assert max(len(log.inclusion_proof(i)) for i in range(0, 100_000, 997)) <= 17
+
+
+def test_two_who_write_one_file(tmp_path):
+    path = tmp_path / "log.jsonl"
+    one, two = AuditLog(path), AuditLog(path)
+    one.append({"i": 0})
+    with pytest.raises(OSError, match="somebody else writes to it; open it again"):
+        two.append({"i": 1})
+    assert len(two) == 0
+    assert AuditLog(path).append({"i": 1}) == 1
+    assert verify_log(path).entries == 2

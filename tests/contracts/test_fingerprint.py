@@ -130,6 +130,17 @@ def test_a_class_attribute():
     assert of(fn) != before
 
 
+def test_an_attribute_of_a_function():
+    def scaled(value):
+        return value * scaled.scale
+
+    scaled.scale = 1.0
+    fn = lambda batch: scaled(batch["x"])  # noqa: E731
+    before = of(fn)
+    scaled.scale = 10.0
+    assert of(fn) != before
+
+
 def test_defaults_partials_and_bytecode():
     def fn(batch, scale=1.0, *, shift=0.0):
         return batch["x"] * scale + shift
