@@ -70,9 +70,14 @@ def judge(
             progress.update(number + 1)
     certificates = {}
     for name in deltas:
-        bound = contracts.certify(drawn[name]["costs"][:, 0], threshold=config.chance, alpha=config.alpha)
-        fields = ("verdict", "upper", "lower", "rate", "n", "threshold", "alpha", "method")
-        certificates[name] = {field: getattr(bound, field) for field in fields}
+        certificates[name] = contracts.certify(
+            drawn[name]["costs"][:, 0],
+            threshold=config.chance,
+            alpha=config.alpha,
+            contract=reward,
+            params=reward.params,
+            policy=deltas[name],
+        ).to_dict()
     stakeholders = []
     for k, stakeholder in enumerate(reward.contract.stakeholders):
         utilities = {name: one["utilities"][:, k].astype(np.float64) for name, one in drawn.items()}
