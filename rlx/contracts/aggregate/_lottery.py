@@ -23,8 +23,8 @@ def maximal_lottery(margins: jax.Array, *, temperature: jax.Array | float = 0.0)
     If several are, it is the analytic centre of them, which treats equals equally: all margins 0 give the uniform
     lottery. It is the end of the central path `p_i (v - (M p)_i) = mu`, `v = A mu`, followed by an interior-point
     method in a fixed number of steps; mu ends at a few units in the last place, so that float32 gives `p^T M >= -1e-5`.
-    Where another strategy is nearly as good, float32 may not tell them apart: a probability was off by up to 0.005 among
-    4 alternatives and by up to 0.02 among 32 (1e-7 is usual). In float64 it was within 1e-12.
+    Where another strategy is nearly as good, float32 may not tell them apart: a probability was off by up to 0.005
+    among 4 alternatives and by up to 0.02 among 32 (1e-7 is usual). In float64 it was within 1e-12.
 
     Args:
       margins: `[..., A, A]`, antisymmetric; only ratios count.
