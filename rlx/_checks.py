@@ -1,5 +1,6 @@
 """Checks that run at trace time and name the argument that is wrong."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -93,3 +94,15 @@ def check_range(
     if not (above and below):
         interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
         raise ValueError(f"{name}: {value} is outside {interval}")
+
+
+def check_whole(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+    """Check that an argument is a whole number of Python or numpy, not a traced one, in `[low, high]`.
+
+    Raises:
+      TypeError: a float, a bool, an array.
+      ValueError: outside the interval.
+    """
+    if isinstance(value, (bool, jax.Array)) or not hasattr(value, "__index__") or getattr(value, "ndim", 0):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    check_range(name, value, low, high)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from rlx._checks import check_dtype, check_range, check_shapes
+from rlx._checks import check_dtype, check_range, check_shapes, check_whole
 
 from ._chunked import chunked
 from ._reference import reference
@@ -80,10 +80,7 @@ def attention(
     if implementation not in get_args(Implementation):
         known = ", ".join(repr(name) for name in get_args(Implementation))
         raise NotImplementedError(f"implementation: {implementation!r} is not one of {known}")
-    if isinstance(chunk, bool) or not hasattr(chunk, "__index__"):
-        raise TypeError(f"chunk: expected a whole number, got {chunk!r}")
-    if chunk < 1:
-        raise ValueError(f"chunk: must be at least 1, got {chunk}")
+    check_whole("chunk", chunk, 1)
     check_shapes(q=(q, "*THD"), k=(k, "*SKD"), v=(v, "*SKE"))
     if q.shape[-1] == 0:
         raise ValueError("q: D is 0; scores need at least one feature")
@@ -102,8 +99,8 @@ def _rules(
         if isinstance(value, jax.Array):
             raise TypeError(f"{name}: expected a number of Python, which is fixed; multiply q for a learned scale")
     for name, value in (("window", window), ("offset", offset)):
-        if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__")):
-            raise TypeError(f"{name}: expected a whole number, got {value!r}")
+        if value is not None:
+            check_whole(name, value)
     if scale is not None:
         check_range("scale", scale, -math.inf, math.inf, open_low=True, open_high=True)
     if window is not None and window < 1:

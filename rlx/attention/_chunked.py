@@ -11,6 +11,7 @@ from jax import lax
 
 from rlx._compat import vary_together
 from rlx._numerics import wide
+from rlx._symbolic import materialised, primals
 
 from ._rules import Inputs, Rules
 
@@ -178,19 +179,15 @@ def _forward(layout: _Layout, x: _Chunks) -> tuple[jax.Array, jax.Array]:
 
 def _save(layout: _Layout, x: Any) -> tuple[jax.Array, Any]:
     """Forward; what is kept grows with the length only. A bias that is not differentiated gets no gradient array."""
-    bias_is_trained = x.bias is not None and bool(x.bias.perturbed)
-    x = jax.tree.map(lambda leaf: leaf.value, x, is_leaf=lambda leaf: isinstance(leaf, _Primal))
+    x, trained = primals(x)
+    bias_is_trained = x.bias is not None and trained.bias
     out, norm = _forward(layout, x)
     return out, (x, out, norm, (jnp.zeros(()),) if bias_is_trained else ())
 
 
-_Primal = jax.custom_derivatives.CustomVJPPrimal
-
-
 def _backward(layout: _Layout, saved: Any, cotangent: Any) -> tuple[_Chunks]:
     x, out, norm, bias_is_trained = saved
-    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        cotangent = jnp.zeros_like(out)
+    cotangent = materialised(cotangent)
     rules, dtype = layout.rules, norm.dtype
     through = jnp.sum(cotangent.astype(dtype) * out.astype(dtype), axis=-1)  # [N, B, K, G, C]
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rlx._checks import check_dtype, check_range, check_shapes
+from rlx._checks import check_dtype, check_shapes, check_whole
 from rlx._compat import vary_together
 from rlx._numerics import wide
 
@@ -136,9 +136,7 @@ def check(
         if mask.shape != q.shape[:-2]:
             raise ValueError(f"mask: expected shape {q.shape[:-2]}, got {mask.shape}")
     for name, value, least in (("block", block, 1), ("beam", beam, 1), ("window", window, 0), ("fan", fan, 2)):
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name}: expected a whole number, got {value!r}")
-        check_range(name, value, least, math.inf, open_high=True)
+        check_whole(name, value, least)
     if isinstance(scale, jax.Array):
         raise TypeError("scale: expected a number of Python, which is fixed; multiply q for a learned scale")
     if q.shape[-1] == 0:

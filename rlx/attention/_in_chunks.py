@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rlx._checks import check_dtype
+from rlx._checks import check_dtype, check_whole
 
 
 def in_chunks(fn: Callable[[Any, jax.Array], jax.Array], params: Any, x: jax.Array, *, size: int) -> jax.Array:
@@ -39,12 +39,9 @@ def in_chunks(fn: Callable[[Any, jax.Array], jax.Array], params: Any, x: jax.Arr
       Kitaev et al. 2020, "Reformer", section 3 (chunked feed-forward layers).
     """
     check_dtype("numeric", x=x)
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
-        raise TypeError(f"size: expected a whole number, got {size!r}")
     if x.ndim < 2:
         raise ValueError(f"x: expected dims [..., D] with tokens before D, got shape {x.shape}")
-    if size < 1:
-        raise ValueError(f"size: must be at least 1, got {size}")
+    check_whole("size", size, 1)
     rows = x.reshape(-1, x.shape[-1])
     whole = len(rows) // size * size
     piece = jax.ShapeDtypeStruct((min(size, len(rows)), x.shape[-1]), x.dtype)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
+from rlx._symbolic import materialised, primals
 from rlx._tree import combine, partition
 
 from ._block import Block, Function, Policy
@@ -50,7 +51,7 @@ def recomputed(fn: Function, order: Order, *, offload: bool = False) -> Function
         return fn(params, x)
 
     def forward(params: Any, x: Any) -> Any:
-        (params, x), trained = _primals((params, x))
+        (params, x), trained = primals((params, x))
         y = fn(params, x)
         return y, partition((params, _to_host(x) if offload else x), trained)
 
@@ -82,7 +83,7 @@ def kept(fn: Function, policy: Policy, order: Order, *, offload: bool = False) -
         return fn(params, x)
 
     def forward(params: Any, x: Any) -> Any:
-        values, trained = _primals((params, x))
+        values, trained = primals((params, x))
         moving, still = partition(values, trained)
 
         def float_part(moving: Any) -> Any:
@@ -114,7 +115,7 @@ def scanned(fn: Function) -> Function:
         return lax.scan(lambda x, layer: (fn(layer, x), None), x, layers)[0]
 
     def forward(layers: Any, x: Any) -> Any:
-        (layers, x), (trained, _) = _primals((layers, x))
+        (layers, x), (trained, _) = primals((layers, x))
         moving, still = partition(layers, trained)
 
         def both(layer: Any, x: Any) -> Any:
@@ -287,7 +288,7 @@ class Lowering:
         run = jax.custom_vjp(plain)
 
         def forward(params: Params, x: Any) -> Any:
-            (params, x), (trained, _) = _primals((params, x))
+            (params, x), (trained, _) = primals((params, x))
             y = plain(params, x)
             return y, (partition(params, trained), y)
 
@@ -319,9 +320,7 @@ def is_float(leaf: Any) -> bool:
 
 def floats(tree: Any) -> list[jax.Array]:
     """The leaves that have a derivative; cotangents that are nought by structure become arrays."""
-    leaves = jax.tree.leaves(tree, is_leaf=_is_zero)
-    found = [leaf for leaf in leaves if is_float(leaf)]
-    return [jnp.zeros(leaf.shape, leaf.dtype) if _is_zero(leaf) else leaf for leaf in found]
+    return [leaf for leaf in jax.tree.leaves(materialised(tree)) if is_float(leaf)]
 
 
 def _template(tree: Any) -> Any:
@@ -335,21 +334,6 @@ class _Static:
     """Something hashable among residuals."""
 
     value: Any
-
-
-def _is_zero(leaf: Any) -> bool:
-    return isinstance(leaf, jax.custom_derivatives.SymbolicZero)
-
-
-def _is_primal(leaf: Any) -> bool:
-    return isinstance(leaf, jax.custom_derivatives.CustomVJPPrimal)
-
-
-def _primals(tree: Any) -> tuple[Any, Any]:
-    """Values, and which of them are differentiated."""
-    values = jax.tree.map(lambda primal: primal.value, tree, is_leaf=_is_primal)
-    trained = jax.tree.map(lambda primal: bool(primal.perturbed) and is_float(primal.value), tree, is_leaf=_is_primal)
-    return values, trained
 
 
 def _to_host(tree: Any) -> Any:

@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlx._checks import check_dtype
+from rlx._checks import check_dtype, check_whole
 from rlx._numerics import common
 from rlx._tree import named_leaves
 
 from ._coupling import Method, runge_kutta
-from ._prepare import check_count
 from ._stack import stack
 
 
@@ -59,7 +58,7 @@ def integrate(
     References:
       McCallum & Foster 2024, "Efficient, accurate and stable gradients for neural ODEs".
     """
-    check_count("steps", steps, 1, 2**31 - 1)
+    check_whole("steps", steps, 1)
     for path, leaf in named_leaves({"x": x}).items():
         check_dtype("floating", **{path: leaf})
     dtype = common(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(x)))

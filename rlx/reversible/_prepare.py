@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlx._checks import check_choice, check_dtype, check_range
+from rlx._checks import check_choice, check_dtype, check_whole
 from rlx._numerics import wide
 from rlx._tree import named_leaves
 
@@ -85,9 +85,9 @@ def prepare(
 ) -> Prepared:
     """Check the arguments by tracing one layer; choose how the streams are held; hoist what the blocks capture."""
     check_choice("stream", stream, ("auto", "exact", "float32"))
-    check_count("fraction_bits", fraction_bits, 1, 29)
+    check_whole("fraction_bits", fraction_bits, 1, 29)
     if anchors is not None:
-        check_count("anchors", anchors, 1, 2**31)
+        check_whole("anchors", anchors, 1)
     if not isinstance(coupling, Coupling):
         raise TypeError(f"coupling: expected one from additive, affine, ..., got {type(coupling).__name__}")
     if not (isinstance(state, (tuple, list)) and len(state) == 2):
@@ -126,13 +126,6 @@ def layers(params: Any) -> tuple[Any, jax.Array]:
 def fold(key: jax.Array | None, index: jax.Array) -> jax.Array | None:
     """The key of a layer."""
     return None if key is None else jax.random.fold_in(key, index)
-
-
-def check_count(name: str, value: Any, low: int, high: int) -> None:
-    """Check that an argument is a whole number in `[low, high]`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or getattr(value, "ndim", 0):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    check_range(name, value, low, high)
 
 
 def _depth(coupling: Coupling, params: Any) -> int:

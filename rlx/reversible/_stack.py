@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rlx._compat import vary_together
 from rlx._numerics import wide
+from rlx._symbolic import materialised, primals
 from rlx._tree import partition
 
 from ._coupling import Coupling
@@ -134,7 +136,7 @@ def unstack(
         return layer.inverse(p, streams, fold(key, index), index, shared), None
 
     if ready.held.exact:
-        params, state = jax.tree.map(_once, (params, tuple(state)))
+        params, state, shared = jax.tree.map(_once, (params, tuple(state), shared))
     streams, bad = ready.enter(state, ready.depth)
     streams, _ = lax.scan(step, streams, layers(params), reverse=True)
     return ready.leave(streams, bad, 0)
@@ -270,12 +272,15 @@ def _room(s: jax.Array, places: int) -> jax.Array:
 
 def _save(plan: _Plan, params: Any, state: Any, shared: Any, key: Any, captured: Any) -> tuple[Any, Any]:
     """Forward, and what the backward pass needs: the output streams, and the parameters in two halves."""
-    if any(primal.perturbed and jnp.issubdtype(primal.value.dtype, jnp.inexact) for primal in captured):
+    (params, trained), (state, _), (shared, moving), (key, _), (captured, caught) = (
+        primals(tree) for tree in (params, state, shared, key, captured)
+    )
+    if any(caught):
         raise TypeError(
             "coupling: a block captures a differentiated value by closure; pass it to stack in params, or in shared"
         )
-    trained, moving = _is_trained(params), _is_trained(shared)
-    params, state, shared, key, captured = (_values(tree) for tree in (params, state, shared, key, captured))
+    if plan.ready.held.exact:
+        params, state, shared = jax.tree.map(_once, (params, state, shared))
     out, found = _forward(plan, params, state, shared, key, captured)
     return out, (partition(params, trained), partition(shared, moving), found, key, captured)
 
@@ -301,13 +306,11 @@ def _backward(plan: _Plan, residual: Any, cotangent: Any) -> tuple[Any, Any, Any
             dp = jax.tree.map(lambda c: jnp.where(lost, jnp.nan, c), dp)
         return (streams, d, jax.tree.map(lambda a, b: a + b.astype(a.dtype), d_shared, more)), dp
 
-    d_state, d_told = jax.tree.map(_materialise, cotangent, is_leaf=_is_zero)
+    d_state, d_told = materialised(cotangent)
     d = ready.enter_cotangent(d_state)
     if ready.held.exact:
         d = jax.tree.map(lambda c: jnp.where(bad, jnp.nan, c), d)
-        d, trained, moving = jax.tree.map(_once, (d, trained, moving))
-    d_shared = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, wide(leaf.dtype)), moving)
-    d_shared = jax.tree.map(lambda leaf: leaf + _nought(d, leaf.dtype), d_shared)
+    d_shared = jax.tree.map(lambda leaf: vary_together((leaf, jnp.zeros_like(leaf, wide(leaf.dtype))))[1], moving)
     (_, d, d_shared), d_params = lax.scan(
         step, (streams, d, d_shared), (layers((trained, frozen)), d_told, checks), reverse=True
     )
@@ -316,32 +319,3 @@ def _backward(plan: _Plan, residual: Any, cotangent: Any) -> tuple[Any, Any, Any
 
 
 _run.defvjp(_save, _backward, symbolic_zeros=True)
-
-
-def _nought(tree: Any, dtype: Any) -> jax.Array:
-    """Zero, varying over the devices that the tree varies over."""
-    return jnp.sum(0 * jax.tree.leaves(tree)[0].ravel()[:1]).astype(dtype)
-
-
-def _values(tree: Any) -> Any:
-    return jax.tree.map(lambda primal: primal.value, tree, is_leaf=_is_primal)
-
-
-def _is_trained(tree: Any) -> Any:
-    return jax.tree.map(
-        lambda primal: bool(primal.perturbed) and jnp.issubdtype(primal.value.dtype, jnp.inexact),
-        tree,
-        is_leaf=_is_primal,
-    )
-
-
-def _is_primal(leaf: Any) -> bool:
-    return isinstance(leaf, jax.custom_derivatives.CustomVJPPrimal)
-
-
-def _is_zero(leaf: Any) -> bool:
-    return isinstance(leaf, jax.custom_derivatives.SymbolicZero)
-
-
-def _materialise(cotangent: Any) -> jax.Array:
-    return jnp.zeros(cotangent.shape, cotangent.dtype) if _is_zero(cotangent) else cotangent

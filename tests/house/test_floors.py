@@ -9,7 +9,16 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS = [
     {"kernels_pallas"},
-    {"rlx._checks", "rlx._tree", "rlx._compat", "rlx._names", "rlx._numerics", "rlx._safetensors", "rlx.weights"},
+    {
+        "rlx._checks",
+        "rlx._tree",
+        "rlx._compat",
+        "rlx._names",
+        "rlx._numerics",
+        "rlx._safetensors",
+        "rlx._symbolic",
+        "rlx.weights",
+    },
     {
         *("rlx.contracts", "rlx.align", "rlx.reversible", "rlx.memory", "rlx.attention", "rlx.compress"),
         *("rlx.adapters", "rlx.retrieval", "rlx.video", "rlx.stats", "rlx.plan", "rlx.quantize"),
@@ -20,7 +29,7 @@ FLOORS = [
 ]
 SIDEWAYS = {("rlx.adapters", "rlx.retrieval"), ("rlx.compress", "rlx.attention"), ("rlx.align", "rlx.contracts")}
 # On floor 1 the private modules are below weights; models and exporters may use each other's floor freely.
-SHARED = {"rlx._checks", "rlx._tree", "rlx._compat", "rlx._names", "rlx._numerics", "rlx._safetensors"}
+SHARED = {"rlx._checks", "rlx._tree", "rlx._compat", "rlx._names", "rlx._numerics", "rlx._safetensors", "rlx._symbolic"}
 # Kernels are below rlx/_compat.py, and Pallas has no other name.
 PALLAS = "jax.experimental.pallas"
 

@@ -434,6 +434,13 @@ def test_what_exact_streams_cannot_differentiate_is_refused() -> None:
     with pytest.raises(TypeError, match="first derivatives only"):
         jax.grad(partial(total, reversible.unstack))(params)
 
+    # Of the state too, where the loss is linear and nothing else would tell.
+    def linear(x: jax.Array) -> jax.Array:
+        return jnp.sum(reversible.stack(coupling, params, (x, x), stream="exact")[0])
+
+    with pytest.raises(TypeError, match="first derivatives only"):
+        jax.jacrev(jax.grad(linear))(x[0])
+
 
 @pytest.mark.parametrize("anchors", [1, 3, 4, 9])
 def test_anchors_as_many_as_layers_or_more(anchors: int, key: jax.Array) -> None:
@@ -454,3 +461,28 @@ def test_random_keys_among_the_parameters(key: jax.Array) -> None:
     coupling = reversible.additive(f, block)
     slope = jax.grad(lambda w: jnp.sum(reversible.stack(coupling, {**params, "g": {"w": w}}, start(key))[0]))
     assert bool(jnp.all(jnp.isfinite(slope(params["g"]["w"]))))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_shared_values_under_shard_map(split: bool, key: jax.Array) -> None:
+    """Whether every device has all of what is shared or its own part, the gradient is that of one device."""
+    params = weights(key, "f", "g", layers=3)
+    x = jax.random.normal(jax.random.key(1), (8, D))
+    shared = jax.random.normal(jax.random.key(2), (8, D) if split else (1, D))
+
+    def f(p: Any, x: jax.Array, key: Any, shared: jax.Array) -> jax.Array:
+        return block(p, x + shared, key)
+
+    def total(shared: jax.Array, x: jax.Array) -> jax.Array:
+        y = reversible.stack(reversible.additive(f, f), params, (x, x), shared=shared, anchors=2)
+        return jnp.sum(y[0] * y[1])
+
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    part, whole = jax.P("batch"), jax.P()
+    over = jax.shard_map(
+        lambda shared, x: jax.lax.psum(total(shared, x), "batch"),
+        mesh=mesh,
+        in_specs=(part if split else whole, part),
+        out_specs=whole,
+    )
+    assert close(jax.grad(over)(shared, x), jax.grad(total)(shared, x))
