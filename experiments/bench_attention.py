@@ -187,8 +187,8 @@ def recall_rows(quick: bool) -> list[Row]:
     found = {}
     names: tuple[Literal["dense", "hierarchical"], ...] = ("dense", "hierarchical")
     for name in names:
-        for task, base in (("recall", recall.RECALL), ("needle", recall.NEEDLE)):
-            found[name, task] = getattr(recall, task)(replace(base, attention=name), jax.random.key(0))
+        for task, measure in (("recall", recall.study), ("needle", recall.needle)):
+            found[name, task] = measure(replace(recall.CONFIGS[task], attention=name), jax.random.key(0))
     ours, peer = (found[name, "recall"]["accuracy"] for name in ("hierarchical", "dense"))
     far, beside = (found[name, "needle"]["accuracy_8x"] for name in ("hierarchical", "dense"))
     return [

@@ -48,7 +48,7 @@ def attention(
       window: whether it sees only keys less than so many positions away, itself counted; None is all.
       bias: broadcasts against `[..., H, T, S]`; added after the soft cap. It may hold -inf where nothing is to be
         seen, so any mask can be given as one.
-      mask: `[..., S]` bool, false for keys that are padding.
+      mask: `[..., S]` bool, false for keys that are padding, whatever they hold.
       segments: `[..., T]` integers; a query sees the keys of its own segment (packed sequences).
       key_segments: `[..., S]`; `segments` if not given and T = S.
       sinks: `[H]`, a logit a head that takes a share of the softmax and has no value.
@@ -151,6 +151,8 @@ def _flat(
     if sinks is not None:
         check_dtype("floating", sinks=sinks)
         check_shapes(sinks=(sinks, "H"), q=(q, "*THD"))
+    if mask is not None:  # a weight of zero would still carry a NaN
+        k, v = (jnp.where(mask[..., None, None], x, 0) for x in (k, v))
     return Inputs(
         q.reshape(count, *q.shape[-3:]),
         k.reshape(count, *k.shape[-3:]),

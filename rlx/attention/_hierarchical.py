@@ -52,7 +52,7 @@ def hierarchical_attention(
       beam: nodes opened on a level, so also leaves that are seen token by token.
       window: blocks before the query's own that are always seen token by token.
       fan: children of a node. Larger is a flatter tree with more summaries a level.
-      mask: `[..., T]` bool, false for padding.
+      mask: `[..., T]` bool, false for padding, whatever it holds.
       scale: of the scores; 1 / sqrt(D) if None.
 
     Returns:
@@ -90,6 +90,8 @@ def hierarchical_attention(
         x = jnp.pad(x, ((0, 0), (0, blocks * block - length), (0, 0), (0, 0), (0, 0)))
         return x.reshape(x.shape[0], blocks, block, *x.shape[2:]).transpose(0, 3, 1, 2, 4, 5)
 
+    if mask is not None:  # a weight of zero would still carry a NaN
+        q, k, v = (jnp.where(mask[..., None, None], x, 0) for x in (q, k, v))
     cut_q, cut_k, cut_v = cut(q, shared), cut(k, shared)[..., 0, :], cut(v, shared)[..., 0, :]
     cut_mask = None
     if mask is not None:

@@ -1,11 +1,12 @@
 """A block of a chain: a function of parameters and an activation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
+from rlx._checks import check_whole, is_array
 from rlx._tree import named_leaves
 
 Function = Callable[[Any, Any], Any]
@@ -32,14 +33,24 @@ class Block:
     repeat: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the stack."""
-        if not callable(self.fn):
-            raise TypeError(f"fn: expected fn(params, x) -> y, got {type(self.fn).__name__}")
+        """Check the parameters and the stack."""
+        for name, fn in (("fn", self.fn), ("inverse", self.inverse)):
+            if not callable(fn) and not (name == "inverse" and fn is None):
+                raise TypeError(f"{name}: expected a function of (params, x), got {type(fn).__name__}")
+            if not isinstance(fn, Hashable):
+                raise TypeError(f"{name}: {type(fn).__name__} cannot be hashed; wrap it: lambda params, x: ...")
+        leaves = named_leaves(self.params)
+        for path, leaf in leaves.items():
+            if not is_array(leaf):
+                raise TypeError(f"params: {path or 'it'} is {type(leaf).__name__}; expected arrays or shapes")
         if self.repeat is None:
             return
-        if self.repeat < 1:
-            raise ValueError(f"repeat: {self.repeat}; a stack has at least one layer")
-        for path, leaf in named_leaves(self.params).items():
+        check_whole("repeat", self.repeat, 1)
+        if not leaves:
+            raise ValueError(
+                f"params: a stack of {self.repeat} layers has no array; it needs the layers on axis 0 of one"
+            )
+        for path, leaf in leaves.items():
             if leaf.shape[:1] != (self.repeat,):
                 raise ValueError(f"params: {path} has shape {leaf.shape}, expected {self.repeat} layers on axis 0")
 

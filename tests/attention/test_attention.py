@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.test_util import check_grads
 
 from rlx.attention import attention as eager
+from rlx.attention import hierarchical_attention
 
 POLICIES = ("causal", "window", "softcap", "scale", "offset", "implementation", "chunk")
 attention = jax.jit(eager, static_argnames=POLICIES)
@@ -275,3 +277,27 @@ def test_nothing_gives_nothing() -> None:
     assert eager(x, x, x, causal=True).shape == (0, 4, 2, 3)
     with pytest.raises(ValueError, match="q: D is 0"):
         eager(jnp.ones((4, 2, 0)), jnp.ones((4, 2, 0)), jnp.ones((4, 2, 3)))
+
+
+@pytest.mark.parametrize("name", ["chunked", "reference", "hierarchical"])
+@pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
+def test_what_padding_holds_does_not_matter(name: str, poison: float) -> None:
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 12, 2, 8))
+    mask = jnp.arange(12)[None] < jnp.array([[12], [7]])
+
+    @jax.jit
+    def both(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+            if name == "hierarchical":
+                out = hierarchical_attention(q, k, v, mask=mask, block=2, beam=1)
+            else:
+                out = eager(q, k, v, mask=mask, implementation=name, chunk=4)
+            out = jnp.where(mask[..., None, None], out, 0)
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+    def padded(value: float) -> list[jax.Array]:
+        return [jnp.where(mask[..., None, None], x, value) for x in (k, v)]
+
+    chex.assert_trees_all_equal(both(q, *padded(poison)), both(q, *padded(0.0)))

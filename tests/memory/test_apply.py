@@ -261,6 +261,13 @@ def test_a_block_that_can_be_undone_is_priced_that_way() -> None:
     assert costs.blocks[0].choices[0].backward < price.backward < 2.5 * costs.blocks[0].choices[0].backward
 
 
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, params: Any, x: Any) -> Any:
+        return x
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -272,7 +279,11 @@ def test_a_block_that_can_be_undone_is_priced_that_way() -> None:
         (lambda: memory.profile(mlp, MLP, 3.0), TypeError, "args: expected arrays or shapes for the input, got float"),
         (lambda: memory.profile(mlp, MLP, shape(2), policies={}), ValueError, "policies: at least one"),
         (lambda: Block(fn=mlp, params=MLP, repeat=3), ValueError, "expected 3 layers on axis 0"),
-        (lambda: Block(fn=mlp, params=MLP, repeat=0), ValueError, "repeat: 0; a stack has at least one layer"),
+        (lambda: Block(fn=mlp, params=MLP, repeat=0), ValueError, "repeat: 0 is outside"),
+        (lambda: Block(fn=mlp, params=None, repeat=3), ValueError, "params: a stack of 3 layers has no array"),
+        (lambda: Block(fn=mlp, params={"w": 2.0}), TypeError, "params: w is float; expected arrays or shapes"),
+        (lambda: Block(fn=Unhashable(), params=MLP), TypeError, "fn: Unhashable cannot be hashed"),
+        (lambda: memory.profile(mlp, 2.0, shape(2)), TypeError, "params: .* is float"),
     ],
 )
 def test_arguments_that_are_wrong_are_named(call: Any, error: Any, message: str) -> None:
