@@ -1,11 +1,11 @@
 """Attention by number: exactness, causality, work, memory, a million tokens, recall.
 
-    python -m experiments.bench_attention [--quick] [--only WORDS] [--json FILE]
+    python -m experiments.bench_attention [--quick] [--only GROUP ...] [--json FILE]
 
 Work is counted in the jaxpr of a gradient: the multiplications and additions of every dot product, times the trips of
 the loops that it is in. Memory is what the compiler says that the program needs besides its arguments, except for the
 million tokens forward, which are run in a process of their own. `--quick` leaves out that run and the training;
-`--only recall` runs the rows whose group has that name.
+`--only recall bytes` runs those groups of rows.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 
-from experiments import long_context, recall
+from experiments import byte_lm, long_context, recall
 from experiments.bench_contracts import Row, table
 from rlx import attention
 
@@ -203,7 +203,29 @@ def recall_rows(quick: bool) -> list[Row]:
     ]
 
 
-GROUPS = {"exact": exact_rows, "work": work_rows, "million": million_rows, "recall": recall_rows}
+def byte_rows(quick: bool) -> list[Row]:
+    """A model of bytes, trained here with both kinds."""
+    if quick:
+        return []
+    found = byte_lm.compare(byte_lm.CONFIG, 0)
+    return [
+        Row(
+            "byte model: bits a byte above dense, held out",
+            f"{found['above']:.4f} +- {found['within']:.4f}",
+            f"dense {found['dense']:.3f}",
+            "<= 0.02",
+            found["above"] <= 0.02,
+        )
+    ]
+
+
+GROUPS = {
+    "exact": exact_rows,
+    "work": work_rows,
+    "million": million_rows,
+    "recall": recall_rows,
+    "bytes": byte_rows,
+}
 
 
 def environment() -> dict[str, Any]:
@@ -221,11 +243,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.bench_attention", description="Attention by number.")
     parser.add_argument("--json", type=Path, help="write the rows and the environment here")
     parser.add_argument("--quick", action="store_true", help="no training, no run of a million tokens")
-    parser.add_argument("--only", choices=tuple(GROUPS), help="one group of rows")
+    parser.add_argument("--only", nargs="+", choices=tuple(GROUPS), default=tuple(GROUPS), help="groups of rows")
     given = parser.parse_args()
     rows = []
     for name, measure in GROUPS.items():
-        if given.only in (None, name):
+        if name in given.only:
             rows += measure(given.quick)
     print(table(rows))
     if given.json:

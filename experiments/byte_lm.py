@@ -22,7 +22,7 @@ from experiments import recall, tasks, topics
 Kind = Literal["dense", "hierarchical"]
 LENGTH = 512
 CONFIG = recall.Config(
-    vocabulary=256, width=128, layers=4, heads=4, block=16, beam=4, slots=4, steps=1000, batch=8, rate=2e-3
+    vocabulary=256, width=128, layers=3, heads=4, block=16, beam=4, wider=4, slots=2, steps=800, batch=4, rate=2e-3
 )
 DATA = Path("runs/bytes")
 

@@ -1,7 +1,7 @@
 """Recall and needles by small models that are trained here, dense and hierarchical attention side by side.
 
     python -m experiments.recall [--task recall|needle|tracking|copy] [--steps N] [--attention dense|hierarchical]
-        [--times 1 8 ...] [--seed N]
+        [--times 1 8 ...] [--seed N] [--block N] [--beam N] [--wider N]
 
 Two layers of attention and MLP without positions; queries, keys and values are mixed with the token before by a learned
 gate, as short convolutions do. The needle is learned at one length and looked for at `--times` that length.
@@ -126,7 +126,7 @@ def loss(params: Params, config: Config, batch: tasks.Example) -> jax.Array:
     logp = jax.nn.log_softmax(apply(params, config, batch.tokens))
     asked = batch.targets >= 0
     chosen = jnp.take_along_axis(logp, jnp.where(asked, batch.targets, 0)[..., None], axis=-1)[..., 0]
-    return -jnp.sum(jnp.where(asked, chosen, 0)) / jnp.sum(asked)
+    return -jnp.sum(jnp.where(asked, chosen, 0)) / jnp.sum(asked).astype(chosen.dtype)
 
 
 def train(config: Config, draw: Any, key: jax.Array) -> tuple[Params, float]:
@@ -200,9 +200,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--times", type=int, nargs="+", default=[1, 8], help="lengths of the needle's text")
+    for name in ("block", "beam", "wider"):
+        parser.add_argument(f"--{name}", type=int, help="of hierarchical attention")
     given = parser.parse_args()
-    base = CONFIGS[given.task]
-    config = replace(base, attention=given.attention, steps=given.steps or base.steps)
+    wanted = {name: getattr(given, name) for name in ("steps", "block", "beam", "wider")}
+    config = replace(CONFIGS[given.task], attention=given.attention, **{k: v for k, v in wanted.items() if v})
     print(config)
     key = jax.random.key(given.seed)
     print(needle(config, key, given.times) if given.task == "needle" else study(config, key, given.task))
