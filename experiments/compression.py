@@ -25,7 +25,7 @@ from rlx import attention, compress
 
 Params = dict[str, Any]
 Draw = Callable[[jax.Array], tasks.Example]
-Method = Literal["adaptive", "uniform", "surprise", "pooling", "random", "window", "truncation"]
+Method = Literal["adaptive", "uniform", "evicting", "surprise", "pooling", "random", "window", "truncation"]
 METHODS = get_args(Method)
 
 
@@ -35,7 +35,8 @@ class Config:
 
     Attributes:
       length: tokens of the prefix.
-      block, levels: of `rlx.compress.compress`.
+      block: of `rlx.compress.compress`.
+      levels: of the means that the score is trained with; 0 drops what is not kept.
       stages: lengths of the prefix, examples and steps of the model's training, one after another.
       steps, batch: of the score's training.
       smallest: entries of the smallest memory that it is trained with; the largest has a quarter of the tokens.
@@ -49,15 +50,16 @@ class Config:
     block: int = 64
     levels: int = 2
     rate: float = 3e-3
-    stages: tuple[tuple[int, int, int], ...] = ((128, 32, 480), (512, 16, 40))
+    stages: tuple[tuple[int, int, int], ...] = ((128, 32, 430), (512, 16, 40))
     steps: int = 200
     batch: int = 8
     smallest: int = 6
 
 
 FACTS = Config()
-TOPICS = Config(vocabulary=256, stages=((160, 16, 500), (512, 8, 100)), steps=150)
+TOPICS = Config(vocabulary=256, levels=0, stages=((160, 16, 450), (512, 8, 100)))
 COUNT, VALUES, NEAR, SCORED = 12, 32, 96, 64
+MERGING, LEVELS = ("adaptive", "uniform", "surprise"), 2
 
 
 class Prefix(NamedTuple):
@@ -207,12 +209,12 @@ def remember(
     scores = {
         "adaptive": lambda: importance(params, config, prefix),
         "uniform": lambda: importance(params, config, prefix),
+        "evicting": lambda: importance(params, config, prefix),
         "surprise": lambda: surprise(prefix)[None, ..., None],
         "random": lambda: jax.random.uniform(key, (1, *shape[1:3], 1)),
         "window": lambda: recent,
         "truncation": lambda: recent,
     }
-    ours = method in ("adaptive", "uniform", "surprise")
     return compress.compress(
         prefix.k,
         prefix.v,
@@ -220,7 +222,7 @@ def remember(
         size=shape[2],
         block=config.block,
         adaptive=method != "uniform",
-        levels=config.levels if ours else 0,
+        levels=LEVELS if method in MERGING else 0,
         shown=size,
     )
 
@@ -314,7 +316,7 @@ def curve(
     params: Params, config: Config, draw: Draw, method: Method, sizes: tuple[int, ...], *, examples: int, key: jax.Array
 ) -> list[tuple[float, float]]:
     """For each number of entries of our memory, the loss and the share right of a method at the same bytes."""
-    ours = method in ("adaptive", "uniform", "surprise", "pooling")
+    ours = method in (*MERGING, "pooling")
     T, batch = config.length, 16
     scale = entry_bytes(config, mass=True) / entry_bytes(config, mass=ours)
     counts = jnp.array([min(int(size * scale), T) for size in sizes], jnp.int32)
