@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments import tasks
@@ -334,8 +335,8 @@ def curve(
         return jax.lax.map(one, counts)
 
     found = [run(params, jax.random.fold_in(key, i)) for i in range(max(examples // batch, 1))]
-    losses, right = (sum(x[i] for x in found) / len(found) for i in range(2))
-    return [(float(a), float(b)) for a, b in zip(losses, right, strict=True)]
+    both = np.mean(np.array(jax.tree.map(np.asarray, found)), axis=0)  # [2, sizes]
+    return [(float(value), float(right)) for value, right in both.T]
 
 
 def fraction(none: float, compressed: float, full: float) -> float:

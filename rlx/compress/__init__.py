@@ -8,7 +8,7 @@ state = compress.stream(k, v, importance, size=64)         # a memory that stays
 state = compress.update(state, k1, v1, importance1)        # while tokens come
 """
 
-from ._compress import allocate as allocate
+from ._allocate import allocate as allocate
 from ._compress import compress as compress
 from ._memory import Memory as Memory
 from ._memory import attend as attend

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,71 +11,9 @@ from rlx._checks import check_dtype, check_range, check_shapes, check_whole
 from rlx._compat import vary_together
 from rlx._numerics import wide
 
-from ._entries import Entries, condense, first, slot_count, slot_of
+from ._allocate import check_mask, check_policies, choose, choose_evenly, finite, over
+from ._entries import Entries, condense, slot_count, slot_of
 from ._memory import Memory
-
-
-def allocate(
-    importance: jax.Array,
-    *,
-    size: int | jax.Array,
-    block: int = 64,
-    adaptive: bool = True,
-    half_life: float | None = None,
-    mask: jax.Array | None = None,
-) -> jax.Array:
-    """How many tokens each block keeps of a budget.
-
-    Adaptive, the tokens of largest importance are kept wherever they are, so a surprising block keeps more. With a
-    half-life, a token that is so many tokens older must be worth twice as much: with equal importance the budget is
-    geometric in age.
-
-    Args:
-      importance: `[..., T]`, in nats where it is a surprise, -log p; NaN counts as -inf.
-      size: the budget of the whole prefix; may be traced.
-      block: tokens of a block; the last may have fewer.
-      adaptive: false gives every block the same, the newest one more where it does not come out even.
-      half_life: in tokens; None is no preference for the new.
-      mask: `[..., T]` bool, false for padding.
-
-    Returns:
-      `[..., N]` int32 for the N blocks; the sum is at most `size`.
-
-    Raises:
-      TypeError, ValueError: name the argument that is wrong.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from rlx.compress import allocate
-      >>> surprise = jnp.array([0.1, 0.1, 3.0, 2.0, 0.1, 2.5, 0.1, 0.1])
-      >>> allocate(surprise, size=4, block=2), allocate(surprise, size=4, block=2, adaptive=False)
-      (Array([0, 2, 1, 1], dtype=int32), Array([1, 1, 1, 1], dtype=int32))
-
-    References:
-      Cormode et al. 2009, "Forward decay": weights that grow with the time of arrival keep their order for ever, so a
-      stream needs no second look. Deviation: the largest are kept, nothing is sampled.
-    """
-    check_dtype("floating", importance=importance)
-    check_shapes(importance=(importance, "*T"))
-    _check_policies(size, block, half_life)
-    if mask is not None:
-        _check_mask(mask, importance.shape)
-    length = importance.shape[-1]
-    blocks = -(-length // block)
-
-    def one(importance: jax.Array, mask: jax.Array | None) -> jax.Array:
-        kept = (
-            choose(importance, mask, size, half_life)
-            if adaptive
-            else choose_evenly(importance, mask, size, half_life, block)
-        )
-        return jnp.sum(jnp.pad(kept, (0, blocks * block - length)).reshape(blocks, block), axis=1, dtype=jnp.int32)
-
-    count = math.prod(importance.shape[:-1])
-    flat = importance.reshape(count, length)
-    flat_mask = None if mask is None else mask.reshape(count, length)
-    out = jax.vmap(one, in_axes=(0, None if mask is None else 0))(flat, flat_mask)
-    return out.reshape(*importance.shape[:-1], blocks)
 
 
 def compress(
@@ -115,15 +53,16 @@ def compress(
       temper: a token weighs exp(temper importance) in its mean. 0 is the plain mean, whose gradient in the importance
         is zero.
       mask: `[..., T]` bool, false for padding, which is in no entry.
-      shown: `[...]` int32 or a number, may be traced: use only so many entries of `size`, as if `size` were that. This
-        is for training under random ratios: the memory has T + means entries if `size` is T or more.
+      shown: `[...]` int32 or a number, may be traced: use only so many entries of `size`, as if `size` were that, for
+        training under random ratios. The memory then has room for `size` tokens, or T, and the means.
       gate: for training, a choice that is soft and so has a gradient in the importance. Of every token the mass
         sigmoid((importance - bar) / gate) is kept and the rest merged, where the bar is half way between the last token
         that would be kept and the first that would not. Towards 0 it is the choice itself. The memory has T entries and
         the means.
 
     Returns:
-      The memory, of `size` entries or T if that is less; kept tokens in their order, then means, oldest first.
+      The memory, of `size` entries or T if that is less (more with `shown` or `gate`, as said there); kept tokens in
+      their order, then means, oldest first.
 
     Raises:
       TypeError, ValueError: name the argument that is wrong.
@@ -144,7 +83,7 @@ def compress(
       kept as they are and only the rest is merged, with its mass; nothing is read a second time.
     """
     batch, length = check_kv(k, v, importance, mask)
-    _check_policies(0 if size is None else size, block, half_life)
+    check_policies(0 if size is None else size, block, half_life)
     if (size is None) == (ratio is None):
         raise ValueError("size: give either size, in entries, or ratio, in tokens per entry")
     if size is None:
@@ -224,7 +163,7 @@ def levels_for(size: int, length: int, block: int) -> int:
 
 
 def tokens(
-    k: jax.Array, v: jax.Array, importance: jax.Array, mask: jax.Array | None, start: jax.Array | int, dtype: object
+    k: jax.Array, v: jax.Array, importance: jax.Array, mask: jax.Array | None, start: jax.Array | int, dtype: Any
 ) -> Entries:
     """Tokens of one head as entries; padding has no mass, and zeros whatever was there."""
     importance = finite(importance.astype(dtype))
@@ -233,82 +172,6 @@ def tokens(
         k, v = (jnp.where(mask[:, None], x, 0) for x in (k, v))
         importance, log_mass = (jnp.where(mask, x, -jnp.inf) for x in (importance, log_mass))
     return Entries(k, v, log_mass, importance, start + jnp.arange(len(k), dtype=jnp.int32))
-
-
-def finite(importance: jax.Array) -> jax.Array:
-    """Importance in a range in which sums of it stay finite; NaN is the least."""
-    return jnp.clip(jnp.where(jnp.isnan(importance), -1e9, importance), -1e9, 1e9)
-
-
-def choose(
-    importance: jax.Array,
-    mask: jax.Array | None,
-    count: jax.Array | int,
-    half_life: float | None,
-    position: jax.Array | None = None,
-) -> jax.Array:
-    """`[N]` bool: the entries of one head that are kept, `count` of them or all there are."""
-    score = _score(importance, mask, half_life, position)
-    kept = first(score, count)
-    return kept if mask is None else kept & mask
-
-
-def choose_evenly(
-    importance: jax.Array, mask: jax.Array | None, count: jax.Array | int, half_life: float | None, block: int
-) -> jax.Array:
-    """`[T]` bool: as `choose`, with the same count for every block, the newest ones more if it does not come out."""
-    length = len(importance)
-    blocks = -(-length // block)
-    score = jnp.pad(_score(importance, mask, half_life, None), (0, blocks * block - length), constant_values=-jnp.inf)
-    counts = (count + jnp.arange(blocks, dtype=jnp.int32)) // max(blocks, 1)
-    kept = jax.vmap(first)(score.reshape(blocks, block), counts).reshape(-1)[:length]
-    return kept if mask is None else kept & mask
-
-
-def over(
-    importance: jax.Array,
-    mask: jax.Array | None,
-    count: jax.Array,
-    half_life: float | None,
-    block: int,
-    adaptive: bool,
-) -> jax.Array:
-    """`[T]`: how far each token is over the bar that `count` tokens pass, with a gradient; padding is at 0."""
-    score, length = _score(importance, mask, half_life, None), len(importance)
-    blocks = 1 if adaptive else -(-length // block)
-    width = length if adaptive else block
-    cut = jnp.pad(score, (0, blocks * width - length), constant_values=-jnp.inf).reshape(blocks, width)
-    counts = (count + jnp.arange(blocks, dtype=jnp.int32)) // max(blocks, 1)
-    order = -jnp.sort(-cut, axis=1)
-    order = jnp.concatenate([jnp.full_like(cut[:, :1], 2e9), jnp.where(order == -jnp.inf, -2e9, order)], axis=1)
-    order = jnp.pad(order, ((0, 0), (0, 1)), constant_values=-2e9)
-    at = jnp.clip(counts, 0, width)[:, None]
-    bar = (jnp.take_along_axis(order, at, axis=1) + jnp.take_along_axis(order, at + 1, axis=1)) / 2
-    return (jnp.where(cut == -jnp.inf, bar, cut) - bar).reshape(-1)[:length]
-
-
-def _score(
-    importance: jax.Array, mask: jax.Array | None, half_life: float | None, position: jax.Array | None
-) -> jax.Array:
-    score = finite(importance.astype(wide(importance.dtype)))
-    if half_life is not None:
-        position = jnp.arange(len(score)) if position is None else position
-        score = score + position.astype(score.dtype) * (math.log(2) / half_life)
-    return score if mask is None else jnp.where(mask, score, -jnp.inf)
-
-
-def _check_policies(size: int | jax.Array, block: int, half_life: float | None) -> None:
-    if not isinstance(size, jax.Array):
-        check_whole("size", size, 0)
-    check_whole("block", block, 1)
-    if half_life is not None:
-        check_range("half_life", half_life, 0.0, math.inf, open_low=True)
-
-
-def _check_mask(mask: jax.Array, shape: tuple[int, ...]) -> None:
-    check_dtype("boolean", mask=mask)
-    if mask.shape != shape:
-        raise ValueError(f"mask: expected shape {shape}, got {mask.shape}")
 
 
 def check_kv(k: jax.Array, v: jax.Array, importance: jax.Array, mask: jax.Array | None) -> tuple[tuple[int, ...], int]:
@@ -322,5 +185,5 @@ def check_kv(k: jax.Array, v: jax.Array, importance: jax.Array, mask: jax.Array 
     if importance.shape not in (k.shape[:-2], k.shape[:-1]):
         raise ValueError(f"importance: expected shape {k.shape[:-2]} or {k.shape[:-1]}, got {importance.shape}")
     if mask is not None:
-        _check_mask(mask, k.shape[:-2])
+        check_mask(mask, k.shape[:-2])
     return k.shape[:-3], sizes["T"]

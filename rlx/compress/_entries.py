@@ -50,14 +50,6 @@ def slot_of(position: jax.Array, length: jax.Array | int, *, block: int, levels:
     return slot
 
 
-def first(score: jax.Array, count: jax.Array | int) -> jax.Array:
-    """`[N]` bool: the `count` largest scores; of equal ones, the last."""
-    score = jax.lax.stop_gradient(score)[::-1]
-    order = jnp.argsort(-score, stable=True).astype(jnp.int32)
-    ranks = jnp.zeros_like(order).at[order].set(jnp.arange(len(score), dtype=jnp.int32))
-    return (ranks < count)[::-1]
-
-
 def condense(
     x: Entries, log_kept: jax.Array, log_rest: jax.Array, slots: jax.Array, *, room: int, levels: int, temper: float
 ) -> Entries:

@@ -11,7 +11,8 @@ from rlx._checks import check_range, check_whole
 from rlx._compat import vary_together
 from rlx._numerics import wide
 
-from ._compress import check_kv, choose, levels_for, tokens
+from ._allocate import check_policies, choose
+from ._compress import check_kv, levels_for, tokens
 from ._entries import Entries, condense, slot_count, slot_of
 from ._memory import Memory
 
@@ -89,9 +90,7 @@ def stream(
     """
     batch, _ = check_kv(k, v, importance, mask)
     check_whole("size", size, 1)
-    check_whole("block", block, 1)
-    if half_life is not None:
-        check_range("half_life", half_life, 0.0, float("inf"), open_low=True)
+    check_policies(size, block, half_life)
     check_range("temper", temper, 0.0, float("inf"), open_high=True)
     levels = levels_for(size, size * block, block) if levels is None else levels
     check_whole("levels", levels, 0)
