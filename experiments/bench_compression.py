@@ -62,7 +62,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
     for name, stream in found["streams"].items():
         for ratio, target in ((8, 0.95), (32, 0.85)):
             at = RATIOS.index(ratio)
-            ours = kept(stream, "evicting" if name == "topics" else "adaptive")[:, at].min()
+            ours = kept(stream, "adaptive")[:, at].min()
             best = max(BASELINES, key=lambda method: kept(stream, method)[:, at].mean())
             peer = f"{best} {kept(stream, best)[:, at].mean():.3f}"
             what = f"{name}, {ratio}x: (L_none - L) / (L_none - L_full)"

@@ -58,7 +58,7 @@ class Config:
 
 
 FACTS = Config()
-TOPICS = Config(vocabulary=256, levels=0, stages=((160, 16, 450), (512, 8, 100)))
+TOPICS = Config(vocabulary=256, stages=((160, 16, 500), (512, 8, 100)), steps=150)
 COUNT, VALUES, NEAR, SCORED = 12, 32, 96, 64
 MERGING, LEVELS = ("adaptive", "uniform", "surprise"), 2
 
@@ -326,9 +326,14 @@ def curve(
     def run(params: Params, key: jax.Array) -> Any:
         example = jax.vmap(draw)(jax.random.split(key, batch))
 
+        whole = read(params, config, example.tokens[:, :T])
+
         def one(size: jax.Array) -> Any:
-            window, newest = (size if method == name else None for name in ("window", "truncation"))
-            prefix = read(params, config, example.tokens[:, :T], window=window, newest=newest)
+            prefix = whole
+            if method == "window":
+                prefix = read(params, config, example.tokens[:, :T], window=size)
+            if method == "truncation":
+                prefix = read(params, config, example.tokens[:, :T], newest=size)
             memory = remember(params, config, prefix, method, size, key)
             return picked(answer(params, config, example.tokens[:, T:], prefix.last, memory), example.targets[:, T:])
 
