@@ -189,7 +189,7 @@ def pooled(prefix: Prefix, size: jax.Array) -> compress.Memory:
     """Means of `size` runs of equal length, in room for as many as there are tokens."""
     length = prefix.k.shape[2]
     where = jnp.arange(length, dtype=jnp.int32)
-    member = (where * size // length == where[:, None]).astype(jnp.float32)  # [M, T]
+    member = ((where * size // length)[None] == where[:, None]).astype(jnp.float32)  # [M, T]
     mass = jnp.sum(member, axis=1)
     share = member / jnp.maximum(mass, 1)[:, None]
     keys, values = (jnp.einsum("mt,lbthd->lbmhd", share, x) for x in (prefix.k, prefix.v))
