@@ -22,7 +22,7 @@ from experiments import recall, tasks, topics
 Kind = Literal["dense", "hierarchical"]
 LENGTH = 512
 CONFIG = recall.Config(
-    vocabulary=256, width=128, layers=3, heads=4, block=16, beam=4, wider=4, slots=2, steps=800, batch=4, rate=2e-3
+    vocabulary=256, width=128, layers=3, heads=4, block=16, beam=4, wider=4, slots=4, steps=800, batch=4, rate=2e-3
 )
 DATA = Path("runs/bytes")
 
@@ -33,7 +33,7 @@ def bits(params: recall.Params, config: recall.Config, text: np.ndarray, *, batc
 
     @jax.jit
     def score(tokens: jax.Array, counts: jax.Array) -> jax.Array:
-        logp = jax.nn.log_softmax(recall.apply(params, config, tokens[:, :-1]))
+        logp = jax.nn.log_softmax(recall.apply(params, config, tokens[:, :-1], beam=config.wider))
         chosen = jnp.take_along_axis(logp, tokens[:, 1:, None], axis=-1)[..., 0]
         return -jnp.sum(jnp.where(counts, chosen, 0), axis=-1) / math.log(2)
 
