@@ -33,7 +33,7 @@ def test_the_readme_has_rows_of_the_records() -> None:
     readme = (ROOT / "README.md").read_text().split("## Training inside the memory there is")[1].split("\n## ")[0]
     known = {
         f"| {row['what'].strip()} | {row['rlx']} | {row['peer']} | {row['target']} |"
-        for name in ("reversible_layers", "memory", "attention", "scaling")
+        for name in ("reversible_layers", "memory", "attention", "attention_trained", "compression", "scaling")
         for row in json.loads((ROOT / f"docs/benchmarks/{name}.json").read_text())["rows"]
     }
     rows = [line for line in readme.splitlines() if line.startswith("| ")][1:]
