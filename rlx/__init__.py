@@ -17,6 +17,7 @@ _AREAS = (
     "adapters",
     "align",
     "attention",
+    "compress",
     "contracts",
     "export",
     "memory",
