@@ -6,3 +6,7 @@ memory.bytes                                      # of what is kept
 
 from ._memory import Memory as Memory
 from ._memory import attend as attend
+from ._merge import Merged as Merged
+from ._merge import group_means as group_means
+from ._merge import merge as merge
+from ._merge import unmerge as unmerge

@@ -201,46 +201,53 @@ def _scores(a: jax.Array, b: jax.Array, metric: Metric) -> jax.Array:
 def _choose(
     features: jax.Array, mass: jax.Array, protected: jax.Array | None, *, size: int, metric: Metric, part: int
 ) -> jax.Array:
-    """The group of each token `[N]`, from `features [N, F]` and `mass [N]`; all shapes shrink from round to round."""
-    count = features.shape[0]
+    """The group of each token `[N]`, from `features [N, F]` and `mass [N]`."""
     alive = mass > 0
-    features = jnp.where(alive[:, None], features, 0)
+    features, mass = jnp.where(alive[:, None], features, 0), jnp.where(alive, mass, 0)
     kept = jnp.zeros_like(alive) if protected is None else protected & alive
     kept = kept & (jnp.cumsum(kept) < size)
-    order = jnp.argsort(~alive, stable=True)
-    owner = jnp.where(alive, jnp.cumsum(alive, dtype=jnp.int32) - 1, -1)
-    features, mass, kept = features[order], jnp.where(alive, mass, 0)[order], kept[order]
+    places = jnp.arange(len(mass), dtype=jnp.int32)
+    features, mass, kept, owner = vary_together((features, mass, kept, places))
+
+    def step(_: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        features, mass, owner = carry
+        target = _round(features, mass, kept, size, metric, part)
+        sums, total = vary_together((jnp.zeros_like(features), jnp.zeros_like(mass)))
+        sums = sums.at[target].add(mass[:, None] * features)
+        total = total.at[target].add(mass)
+        return sums / jnp.where(total > 0, total, 1)[:, None], total, target[owner]
+
+    rounds = _rounds(len(mass), size, part, protected is not None)
+    if rounds > 0:
+        features, mass, owner = jax.lax.fori_loop(0, rounds, step, (features, mass, owner))
+    return jnp.where(alive, (jnp.cumsum(mass > 0, dtype=jnp.int32) - 1)[owner], -1)
+
+
+def _rounds(count: int, size: int, part: int, guarded: bool) -> int:
+    """How many rounds are enough for any mask, and any protection if there is one: for `size - 1` of all, then."""
+    rounds = 0
     while count > size:
-        features, mass, kept, moved = _round(features, mass, kept, size, metric, part)
-        owner = jnp.where(owner >= 0, moved[jnp.maximum(owner, 0)], -1)
-        # The most that can be left: all were there and, if any may be protected, `size - 1` of them were.
-        free = count if protected is None else count - size + 1
+        free = count - size + 1 if guarded else count
         count = max(size, count - max(1, free // part))
-        features, mass, kept = features[:count], mass[:count], kept[:count]
-    return owner
+        rounds += 1
+    return rounds
 
 
 def _round(
     features: jax.Array, mass: jax.Array, kept: jax.Array, size: int, metric: Metric, part: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """One round: features, mass and kept, those that are left first, and where each place went `[N]`."""
+) -> jax.Array:
+    """One round: where the token at each place goes `[N]`, to itself if it stays."""
     places = jnp.arange(len(mass), dtype=jnp.int32)
-    alive = mass > 0
-    free = alive & ~kept
-    turn = jnp.argsort(~free, stable=True)
+    free = (mass > 0) & ~kept
+    may, too_many = jnp.sum(free), jnp.sum(mass > 0) - size
+    turn = places.at[jnp.where(free, jnp.cumsum(free) - 1, len(mass))].set(places, mode="drop")
     a, b = turn[0::2], turn[1::2]
-    scores = jnp.where(free[b][None, :], _scores(features[a], features[b], metric), -jnp.inf)
+    in_a, in_b = places[0::2] < may, places[1::2] < may
+    scores = jnp.where(in_b[None, :], _scores(features[a], features[b], metric), -jnp.inf)
     best = jnp.argmax(scores, axis=1)
-    top = jnp.where(free[a], jnp.max(scores, axis=1), -jnp.inf)
-    too_many, may = jnp.sum(alive) - size, jnp.sum(free)
+    top = jnp.where(in_a, jnp.max(scores, axis=1), -jnp.inf)
+    earlier = places[: len(a), None] > places[None, : len(a)]
+    before = (top[None, :] > top[:, None]) | ((top[None, :] == top[:, None]) & earlier)
     number = jnp.clip(too_many, 0, jnp.maximum(may // part, jnp.minimum(may // 2, 1)))
-    rank = jnp.argsort(jnp.argsort(-top, stable=True), stable=True)
-    going = rank < number
-    target = places.at[a].set(jnp.where(going, b[best].astype(jnp.int32), a.astype(jnp.int32)))
-    sums = jnp.zeros_like(features).at[target].add(mass[:, None] * features)
-    total = jnp.zeros_like(mass).at[target].add(mass)
-    features = sums / jnp.where(total > 0, total, 1)[:, None]
-    left = alive & (target == places)
-    new = jnp.cumsum(left, dtype=jnp.int32) - 1
-    order = jnp.argsort(~left, stable=True)
-    return features[order], jnp.where(left, total, 0)[order], (kept & left)[order], new[target]
+    going = in_a & (jnp.sum(before, axis=1) < number)
+    return places.at[jnp.where(going, a, len(mass))].set(b[best], mode="drop")
