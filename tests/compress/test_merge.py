@@ -19,7 +19,7 @@ def alike(a: Any, b: Any, metric: str) -> float:
     return float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-300)
 
 
-def loop(tokens: Any, mass: Any, features: Any, protected: Any, *, size: int, metric: str, part: int) -> Any:
+def loop(tokens: Any, mass: Any, features: Any, protected: Any, *, size: int, match: str, metric: str, part: int) -> Any:
     """The rule, group by group, in float64."""
     stay, groups = 0, []
     for i in range(len(tokens)):
@@ -34,17 +34,22 @@ def loop(tokens: Any, mass: Any, features: Any, protected: Any, *, size: int, me
 
     while len(groups) > size:
         free = [group for group in groups if not group["kept"]]
-        a, b = free[0::2], free[1::2]
         found = []
-        for i, one in enumerate(a):
-            scores = [alike(feature(one), feature(other), metric) for other in b]
-            j = int(np.argmax(scores))
-            found.append((-scores[j], i, j))
+        for i in range(0, len(free), 2) if match == "bipartite" else range(1, len(free)):
+            others = range(1, len(free), 2) if match == "bipartite" else range(i)
+            scores = [alike(feature(free[i]), feature(free[j]), metric) for j in others]
+            best = int(np.argmax(scores))
+            found.append((-scores[best], i, others[best]))
         most = max(1, len(free) // part)
-        chosen = sorted(found)[: min(len(groups) - size, most)]
-        for _, i, j in chosen:
-            b[j]["members"] += a[i]["members"]
-        gone = [id(a[i]) for _, i, _ in chosen]
+        chosen = {i: j for _, i, j in sorted(found)[: min(len(groups) - size, most)]}
+        for i in chosen:
+            j = i
+            while j in chosen:
+                j = chosen[j]
+            free[j].setdefault("new", []).extend(free[i]["members"])
+        for group in free:
+            group["members"] = group["members"] + group.pop("new", [])
+        gone = [id(free[i]) for i in chosen]
         groups = [group for group in groups if id(group) not in gone]
     source = np.full(len(tokens), -1)
     out, total = np.zeros((size, tokens.shape[1])), np.zeros(size)
@@ -55,10 +60,10 @@ def loop(tokens: Any, mass: Any, features: Any, protected: Any, *, size: int, me
     return out, total, source
 
 
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-@pytest.mark.parametrize("part", [2, 5])
+@pytest.mark.parametrize("match", ["bipartite", "nearest"])
+@pytest.mark.parametrize(("metric", "part"), [("cosine", 2), ("euclidean", 2), ("euclidean", 5)])
 @pytest.mark.parametrize("guard", [False, True])
-def test_it_is_the_loop(metric: Any, part: int, guard: bool) -> None:
+def test_it_is_the_loop(match: Any, metric: Any, part: int, guard: bool) -> None:
     rng = np.random.default_rng(0)
     N = 13
     for size in (1, 5, 7, 12, 16):
@@ -68,15 +73,13 @@ def test_it_is_the_loop(metric: Any, part: int, guard: bool) -> None:
 
         @jax.jit
         def ours(tokens: Any, mass: Any, features: Any, protected: Any, size: int = size) -> Merged:
-            return merge(
-                tokens, mass, features, size=size, metric=metric, part=part, protected=protected if guard else None
-            )
+            kept = protected if guard else None
+            return merge(tokens, mass, features, size=size, match=match, metric=metric, part=part, protected=kept)
 
         found = ours(jnp.float32(tokens), jnp.float32(mass), jnp.float32(features), jnp.array(protected))
         for i in range(4):
-            out, total, source = loop(
-                tokens[i], mass[i], features[i], protected[i], size=size, metric=metric, part=part
-            )
+            given_ = tokens[i], mass[i], features[i], protected[i]
+            out, total, source = loop(*given_, size=size, match=match, metric=metric, part=part)
             np.testing.assert_array_equal(found.source[i], source)
             np.testing.assert_array_equal(found.mass[i], total)
             np.testing.assert_allclose(found.tokens[i], out, atol=2e-6)
@@ -106,6 +109,17 @@ def test_everything_is_somewhere(count: int, size: int, part: int, seed: int) ->
         group = found.source[i]
         assert int(jnp.sum(found.source == group)) == 1
         np.testing.assert_allclose(found.tokens[group], tokens[i], rtol=1e-6)
+
+
+def test_one_merge_a_round_is_agglomeration_by_centroids() -> None:
+    """scipy has it, with ties nowhere."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    tokens = np.random.default_rng(0).normal(size=(20, 3))
+    found = jax.jit(lambda x: merge(x, size=6, match="nearest", metric="euclidean", part=20))(jnp.float32(tokens))
+    clusters = fcluster(linkage(tokens, "centroid"), 6, "maxclust")
+    same = clusters[:, None] == clusters[None, :]
+    np.testing.assert_array_equal(found.source[:, None] == found.source[None, :], same)
 
 
 def test_enough_room_changes_nothing() -> None:
@@ -201,6 +215,7 @@ X = jnp.zeros((4, 3))
         (lambda: merge(X, size=2.0), TypeError, "size"),
         (lambda: merge(X, size=2, part=1), ValueError, "part"),
         (lambda: merge(X, size=2, metric="dot"), ValueError, "metric"),
+        (lambda: merge(X, size=2, match="all"), ValueError, "match"),
         (lambda: merge(X.astype(int), size=2), TypeError, "tokens"),
         (lambda: merge(X, jnp.ones(5), size=2), ValueError, "mass"),
         (lambda: merge(X, jnp.ones(4, int), size=2), TypeError, "mass"),
