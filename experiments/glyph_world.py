@@ -1,10 +1,11 @@
 """Videos of bouncing glyphs, drawn from a key, and questions about them.
 
-    video = glyph_world.draw(key)                        # video.frames [T, 24, 24]
+    video = glyph_world.draw(key)                        # video.frames [T, 20, 20]
     questions = glyph_world.ask(key, video, count=8)     # what is asked, and the answers
 
-Three of six glyphs, each a bitmap of 4 x 4, move half their size a frame over a still texture with a little noise, turn
-round at the walls, and are there for a part of the time. All functions are pure and of fixed shapes.
+Three of six glyphs, each a bitmap of 4 x 4, move by their size every, every second or every third frame over a still
+texture with a little noise, turn round at the walls, and are there for a part of the time. So a glyph is in one patch of
+4 x 4 at a time, and what is hard is to remember, not to see. All functions are pure and of fixed shapes.
 """
 
 from typing import NamedTuple
@@ -13,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-FRAMES, WIDTH, PATCH, STEP, TRACKS = 24, 24, 4, 2, 3
-ROOM = (WIDTH - PATCH) // STEP  # steps from wall to wall
-SHORT, LONG = 8, 16  # frames that a glyph is there
+FRAMES, WIDTH, PATCH, TRACKS = 16, 20, 4, 3
+ROOM = WIDTH // PATCH - 1  # steps from wall to wall
+SHORT, LONG = 5, 11  # frames that a glyph is there
 BITMAPS = np.array(
     [
         [list(row) for row in glyph.split()]
@@ -30,20 +31,19 @@ BITMAPS = np.array(
     ]
 ).astype(np.float32)
 KINDS = ("first", "last", "seen", "where", "together", "bounces", "count")
-GLYPHS, MOST, REGIONS = len(BITMAPS), 4, 9
-# Answers: glyphs, then the numbers 0 to 4, then regions, then no and yes.
-ANSWERS = GLYPHS + MOST + 1 + REGIONS + 2
+GLYPHS, MOST = len(BITMAPS), 4
+ANSWERS = GLYPHS + MOST + 1 + 2  # glyphs, then the numbers 0 to 4, then no and yes
 
 
 class Video(NamedTuple):
     """A video and the truth about it.
 
     Attributes:
-      frames: `[T, 24, 24]` in [0, 1].
+      frames: `[T, 20, 20]` in [0, 1].
       glyphs: `[3]` int32, which glyph each track shows; all differ.
       first, last: `[3]` int32, the frames between which it is there, both included.
-      places: `[T, 3, 2]` int32, the pixel of its upper left corner, (x, y), there or not.
-      turns: `[3]` int32, how often it turned round at a wall while it was there, not counting its first and last frame.
+      places: `[T, 3, 2]` int32, which patch it is in, (x, y), there or not.
+      turns: `[3]` int32, how often it left a wall that it had run against, not counting its first and last frame.
     """
 
     frames: jax.Array
@@ -78,18 +78,21 @@ def draw(key: jax.Array) -> Video:
     glyphs = jax.random.permutation(k[0], GLYPHS)[:TRACKS].astype(jnp.int32)
     late = 1 + jax.random.permutation(k[1], FRAMES - SHORT)[: TRACKS - 1].astype(jnp.int32)
     first = jnp.concatenate([jnp.zeros(1, jnp.int32), late])
-    last = jnp.minimum(first + jax.random.randint(k[2], (TRACKS,), SHORT, LONG + 1), FRAMES) - 1
+    last = jnp.minimum(first + jax.random.randint(k[2], (TRACKS,), SHORT, LONG + 1, jnp.int32), FRAMES) - 1
     ways = jnp.array([[1, 0], [0, 1], [1, 1]], jnp.int32)[jax.random.randint(k[3], (TRACKS,), 0, 3)]
-    start = jax.random.randint(k[4], (TRACKS, 2), 0, 2 * ROOM)
-    time = jnp.arange(FRAMES, dtype=jnp.int32)
-    phase = start[None] + time[:, None, None] * ways[None]  # steps along a way there and back, unfolded
-    places = STEP * jnp.abs(phase % (2 * ROOM) - ROOM)
+    start = jax.random.randint(k[4], (TRACKS, 2), 0, 2 * ROOM, jnp.int32)
+    every = jax.random.randint(k[7], (TRACKS,), 1, 4, jnp.int32)
+    time = jnp.arange(FRAMES + 1, dtype=jnp.int32)
+    phase = start[None] + (time[:, None] // every[None])[..., None] * ways[None]  # a way there and back, unfolded
+    moved = jnp.any(phase[1:] != phase[:-1], axis=-1)  # [T, 3]: after this frame
+    time, phase = time[:-1], phase[:-1]
+    places = jnp.abs(phase % (2 * ROOM) - ROOM)
     inside = (time[:, None] > first[None]) & (time[:, None] < last[None])
-    turned = (phase % ROOM == 0) & (ways[None] != 0) & inside[..., None]
+    turned = (phase % ROOM == 0) & (ways[None] != 0) & (inside & moved)[..., None]
     there = (time[:, None] >= first[None]) & (time[:, None] <= last[None])
 
     def paint(place: jax.Array, glyph: jax.Array, there: jax.Array) -> jax.Array:
-        canvas = jax.lax.dynamic_update_slice(jnp.zeros((WIDTH, WIDTH)), jnp.asarray(BITMAPS)[glyph], place[::-1])
+        canvas = jax.lax.dynamic_update_slice(jnp.zeros((WIDTH, WIDTH)), jnp.asarray(BITMAPS)[glyph], PATCH * place[::-1])
         return jnp.where(there, canvas, 0.0)
 
     painted = jax.vmap(lambda p, t: jnp.max(jax.vmap(paint)(p, glyphs, t), axis=0))(places, there)
@@ -102,9 +105,9 @@ def draw(key: jax.Array) -> Video:
 def ask(key: jax.Array, video: Video, *, count: int) -> Questions:
     """Questions of random kinds: about a glyph of the video, except "seen", which may be about any of the six.
 
-    first: which glyph was there at the start; last: which one came last; seen: was it there; where: in which of 3 x 3
-    regions was its middle at a time when it was there; together: were two ever there at once; bounces: how often did it
-    turn; count: how many were there at a time.
+    first: which glyph was there at the start; last: which one came last; seen: was it there; where: in which of five
+    columns was it at a time when it was there; together: were two ever there at once; bounces: how often did it turn, 4
+    for more; count: how many were there at a time.
     """
 
     def one(key: jax.Array) -> Questions:
@@ -115,15 +118,14 @@ def ask(key: jax.Array, video: Video, *, count: int) -> Questions:
         then = jax.random.randint(k[3], (), video.first[a], video.last[a] + 1)
         when = jax.random.randint(k[4], (), 0, FRAMES, jnp.int32)
         there = (when >= video.first) & (when <= video.last)
-        middle = (video.places[then, a] + PATCH // 2) * 3 // WIDTH
         both = (video.first[a] <= video.last[b]) & (video.first[b] <= video.last[a])
-        number, region, no = GLYPHS, GLYPHS + MOST + 1, GLYPHS + MOST + 1 + REGIONS
+        number, no = GLYPHS, GLYPHS + MOST + 1
         answers = jnp.stack(
             [
                 video.glyphs[jnp.argmin(video.first)],
                 video.glyphs[jnp.argmax(video.first)],
                 no + jnp.any(video.glyphs == anyone).astype(jnp.int32),
-                region + 3 * middle[1] + middle[0],
+                number + video.places[then, a, 0],
                 no + both.astype(jnp.int32),
                 number + jnp.minimum(video.turns[a], MOST),
                 number + jnp.sum(there, dtype=jnp.int32),
@@ -140,7 +142,7 @@ def ask(key: jax.Array, video: Video, *, count: int) -> Questions:
 
 
 def patches(frames: jax.Array) -> jax.Array:
-    """`[..., T, 24, 24] -> [..., T, P, D]`: 36 patches of 16 pixels, row by row."""
+    """`[..., T, 20, 20] -> [..., T, P, D]`: 25 patches of 16 pixels, row by row."""
     side = WIDTH // PATCH
     cut = frames.reshape(*frames.shape[:-2], side, PATCH, side, PATCH)
     return jnp.swapaxes(cut, -2, -3).reshape(*frames.shape[:-2], side * side, PATCH * PATCH)

@@ -200,7 +200,12 @@ def _sums(x: jax.Array, mass: jax.Array, source: jax.Array, size: int) -> tuple[
 def _scores(a: jax.Array, b: jax.Array, metric: Metric) -> jax.Array:
     """How alike: `a [A, F]`, `b [B, F]` -> `[A, B]`. Distances are of differences, so equal features are equal."""
     if metric == "euclidean":
-        return -jnp.sum(jnp.square(a.T[:, :, None] - b.T[:, None, :]), axis=0)
+        zeros, a, b = vary_together((jnp.zeros_like(a, shape=(len(a), len(b))), a, b))
+
+        def add(total: jax.Array, column: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            return total + jnp.square(column[0][:, None] - column[1][None, :]), None
+
+        return -jax.lax.scan(add, zeros, (a.T, b.T), unroll=8)[0]  # vectorised over pairs, which a sum is not
     tiny = jnp.finfo(a.dtype).tiny
     a, b = (x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), tiny)) for x in (a, b))
     return a @ b.T
@@ -265,7 +270,7 @@ def _round(
         there = b[None, :] < a[:, None]
     scores = jnp.where(there, _scores(features[turn[a]], features[turn[b]], metric), -jnp.inf)
     best = jnp.argmax(scores, axis=1)
-    top = jnp.where(a < may, jnp.max(scores, axis=1), -jnp.inf)
+    top = jnp.where(a < may, jnp.take_along_axis(scores, best[:, None], axis=1)[:, 0], -jnp.inf)
     earlier = a[:, None] > a[None, :]
     before = (top[None, :] > top[:, None]) | ((top[None, :] == top[:, None]) & earlier)
     going = (top > -jnp.inf) & (jnp.sum(before, axis=1) < number)

@@ -69,7 +69,7 @@ def compress_video(
     size: int,
     levels: int = 1,
     nodes: int = 2,
-    time_weight: float = 0.01,
+    time_weight: float = 0.003,
     place_weight: float = 0.01,
     part: int = 4,
     mask: jax.Array | None = None,
@@ -154,7 +154,7 @@ def video_state(
     size: int,
     levels: int = 1,
     nodes: int = 2,
-    time_weight: float = 0.01,
+    time_weight: float = 0.003,
     place_weight: float = 0.01,
     part: int = 4,
 ) -> VideoState:
