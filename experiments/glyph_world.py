@@ -4,8 +4,8 @@
     questions = glyph_world.ask(key, video, count=8)     # what is asked, and the answers
 
 Three of six glyphs, each a bitmap of 4 x 4, move by their size every, every second or every third frame over a still
-texture with a little noise, turn round at the walls, and are there for a part of the time. So a glyph is in one patch of
-4 x 4 at a time, and what is hard is to remember, not to see. All functions are pure and of fixed shapes.
+texture with a little noise, turn round at the walls, and are there for a part of the time. So a glyph is in one patch
+of 4 x 4 at a time, and what is hard is to remember, not to see. All functions are pure and of fixed shapes.
 """
 
 from typing import NamedTuple
@@ -92,7 +92,9 @@ def draw(key: jax.Array) -> Video:
     there = (time[:, None] >= first[None]) & (time[:, None] <= last[None])
 
     def paint(place: jax.Array, glyph: jax.Array, there: jax.Array) -> jax.Array:
-        canvas = jax.lax.dynamic_update_slice(jnp.zeros((WIDTH, WIDTH)), jnp.asarray(BITMAPS)[glyph], PATCH * place[::-1])
+        canvas = jax.lax.dynamic_update_slice(
+            jnp.zeros((WIDTH, WIDTH)), jnp.asarray(BITMAPS)[glyph], PATCH * place[::-1]
+        )
         return jnp.where(there, canvas, 0.0)
 
     painted = jax.vmap(lambda p, t: jnp.max(jax.vmap(paint)(p, glyphs, t), axis=0))(places, there)

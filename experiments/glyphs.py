@@ -1,19 +1,18 @@
 """Questions about videos of bouncing glyphs, asked after the video was compressed: accuracy against bytes.
 
-    python -m experiments.glyphs [--quick] [--only METHOD] [--json FILE] [--picture FILE]
+    python -m experiments.glyphs [--steps N] [--videos N] [--json FILE] [--picture FILE]
 
-One reader, two layers of cross-attention from the questions to what is left, is trained on all ways to compress in turn,
-each under a random number of bytes, and then judged on fresh videos. Bytes are those of float32 patches, with their
-masses and positions where these cannot be told from their order; whole videos are in the training too.
+One reader, two layers of cross-attention from the questions to what is left, is trained on all ways to compress in
+turn, each under a random number of bytes, and then judged on fresh videos. Bytes are those of float32 patches, with
+their masses and positions where these cannot be told from their order; whole videos are in the training too.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,10 @@ import optax
 from experiments import glyph_world as world
 from experiments.bench_attention import environment
 from experiments.bench_contracts import Row, table
-from rlx.compress import Memory, VideoTokens, attend, compress_video
+from experiments.glyph_ways import BUDGETS, FRAME_BYTES, METHODS, PATCHES, PIXELS, WIDEST, Method, everything, nothing
+from rlx.compress import Memory, VideoTokens, attend
 
 Params = dict[str, Any]
-PATCHES, PIXELS = (world.WIDTH // world.PATCH) ** 2, world.PATCH**2
-FRAME_BYTES = 4 * PATCHES * PIXELS
-BUDGETS = tuple(FRAME_BYTES * frames for frames in (1, 2, 4))  # of 16: 16, 8 and 4 times fewer bytes
-POOLS = {1: (1, 5), 2: (2, 5), 4: (4, 5)}  # cells in time and along each side, by frames' worth of bytes
-WIDEST = 4 * PATCHES  # tokens of the largest budget
 
 
 @dataclass(frozen=True)
@@ -48,85 +43,12 @@ class Config:
     width: int = 64
     layers: int = 2
     heads: int = 4
-    videos: int = 4096
-    steps: int = 1500
+    videos: int = 2048
+    steps: int = 1000
     batch: int = 64
     questions: int = 16
     rate: float = 3e-3
     test: int = 1024
-
-
-def kept(video: jax.Array, where: jax.Array, ids: jax.Array) -> VideoTokens:
-    """Some patches of `video [T, P, D]` as they are: `ids` counts through frames, `where [T P, 3]`."""
-    return VideoTokens(video.reshape(-1, PIXELS)[ids], jnp.ones(ids.shape), where[ids, 0], where[ids, 1:])
-
-
-def positions() -> jax.Array:
-    """`[T P, 3]`: the time and place of every patch."""
-    time = jnp.repeat(jnp.arange(world.FRAMES, dtype=jnp.float32), PATCHES)
-    return jnp.concatenate([time[:, None], jnp.tile(world.places(), (world.FRAMES, 1))], axis=1)
-
-
-def everything(video: jax.Array, key: jax.Array, *, budget: int) -> VideoTokens:
-    """All patches."""
-    return kept(video, positions(), jnp.arange(world.FRAMES * PATCHES))
-
-
-def nothing(video: jax.Array, key: jax.Array, *, budget: int) -> VideoTokens:
-    """One empty place: what can be said without having seen the video."""
-    return VideoTokens(*(jnp.zeros_like(x) for x in kept(video, positions(), jnp.zeros(1, jnp.int32))))
-
-
-def frames(video: jax.Array, key: jax.Array, *, budget: int, newest: bool) -> VideoTokens:
-    """Whole frames, at equal distances or the last ones; their order tells where a patch was."""
-    count = budget // FRAME_BYTES
-    at = np.arange(world.FRAMES - count, world.FRAMES) if newest else (np.arange(count) + 0.5) * world.FRAMES / count
-    ids = np.floor(at).astype(np.int32)[:, None] * PATCHES + np.arange(PATCHES, dtype=np.int32)
-    return kept(video, positions(), jnp.asarray(ids.reshape(-1)))
-
-
-def at_random(video: jax.Array, key: jax.Array, *, budget: int) -> VideoTokens:
-    """Random patches, with their positions."""
-    ids = jax.random.permutation(key, world.FRAMES * PATCHES)[: budget // (4 * (PIXELS + 3))]
-    return kept(video, positions(), ids)
-
-
-def changed(video: jax.Array, key: jax.Array, *, budget: int) -> VideoTokens:
-    """The patches that differ most from the one before them at the same place, with their positions."""
-    before = jnp.concatenate([jnp.zeros_like(video[:1]), video[:-1]])
-    differ = jnp.sum(jnp.square(video - before), axis=-1).reshape(-1)
-    return kept(video, positions(), jax.lax.top_k(differ, budget // (4 * (PIXELS + 3)))[1])
-
-
-def pooled(video: jax.Array, key: jax.Array, *, budget: int) -> VideoTokens:
-    """Means over blocks of time and place, whose order tells where they were."""
-    time, side = POOLS[budget // FRAME_BYTES]
-    full = int(PATCHES**0.5)
-
-    def mean(x: jax.Array) -> jax.Array:
-        x = x.reshape(time, world.FRAMES // time, side, full // side, side, full // side, -1)
-        return jnp.mean(x, axis=(1, 3, 5)).reshape(time * side * side, -1)
-
-    where = mean(positions())
-    mass = jnp.full(len(where), world.FRAMES * PATCHES / len(where))
-    return VideoTokens(mean(video), mass, where[:, 0], where[:, 1:])
-
-
-def merged(video: jax.Array, key: jax.Array, *, budget: int, levels: int) -> VideoTokens:
-    """`compress_video`, whose tokens have masses and positions."""
-    return compress_video(video, world.places(), size=budget // (4 * (PIXELS + 4)), levels=levels)
-
-
-Method = Callable[..., VideoTokens]
-METHODS: dict[str, Method] = {
-    "one pool": partial(merged, levels=1),
-    "tree": partial(merged, levels=3),
-    "changed patches": changed,
-    "mean pooling": pooled,
-    "frame dropping": partial(frames, newest=False),
-    "newest frames": partial(frames, newest=True),
-    "random patches": at_random,
-}
 
 
 def init(key: jax.Array, config: Config) -> Params:
@@ -191,33 +113,43 @@ def answer(params: Params, config: Config, seen: VideoTokens, asked: world.Quest
     return norm(jax.lax.scan(layer, y, params["layers"])[0]) @ params["head"]
 
 
-def compressed(method: Method, budget: int, key: jax.Array, count: int) -> VideoTokens:
-    """`count` videos, the same for every method, compressed and filled up with empty places, on the host."""
+def drawn(key: jax.Array, count: int) -> tuple[jax.Array, world.Video]:
+    """`count` videos as patches `[N, T, P, D]`, and the truth about them, on the host."""
 
     @jax.jit
-    def some(keys: jax.Array) -> VideoTokens:
+    def some(keys: jax.Array) -> tuple[jax.Array, world.Video]:
         videos = jax.vmap(world.draw)(keys)
-        seen = jax.vmap(partial(method, budget=budget))(world.patches(videos.frames), keys)
+        return world.patches(videos.frames), videos._replace(frames=jnp.zeros(len(keys)))
+
+    found = [jax.device_get(some(keys)) for keys in jax.random.split(key, (count // 64, 64))]
+    return jax.tree.map(lambda *x: np.concatenate(x), *found)
+
+
+@cache
+def compressor(method: Method, budget: int) -> Any:
+    """A method for a batch of videos, filled up with empty places."""
+
+    def some(videos: jax.Array, key: jax.Array) -> VideoTokens:
+        seen = jax.vmap(partial(method, budget=budget))(videos, jax.random.split(key, len(videos)))
         room = max(WIDEST - seen.mass.shape[1], 0)
         return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, room), *((0, 0),) * (x.ndim - 2))), seen)
 
-    keys = jax.random.split(key, (count // 64, 64))
-    return jax.tree.map(lambda *x: np.concatenate(x), *(jax.device_get(some(one)) for one in keys))
+    return jax.jit(some)
 
 
-def truth(key: jax.Array, count: int) -> world.Video:
-    """The same videos' truth, without their frames."""
-    some = jax.jit(jax.vmap(lambda key: world.draw(key)._replace(frames=jnp.zeros(()))))
-    return some(jax.random.split(key, (count // 64, 64)).reshape(-1))
+def compressed(method: Method, budget: int, videos: Any, key: jax.Array) -> VideoTokens:
+    """Videos `[N, T, P, D]` compressed, on the host."""
+    some = compressor(method, budget)
+    found = [some(videos[i : i + 64], jax.random.fold_in(key, i)) for i in range(0, len(videos), 64)]
+    return jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(found))
 
 
 def train(config: Config, key: jax.Array) -> tuple[Params, float]:
     """Trained parameters and the seconds it took, compression included."""
     start = time.perf_counter()
-    there = truth(key, config.videos)
-    seen = [compressed(method, b, key, config.videos) for method in METHODS.values() for b in BUDGETS]
-    few = min(config.videos, 512)  # whole videos are large
-    seen.append(compressed(everything, BUDGETS[0], key, few))
+    videos, there = drawn(key, config.videos)
+    seen = [compressed(method, budget, videos, key) for method in METHODS.values() for budget in BUDGETS]
+    seen.append(compressed(everything, BUDGETS[0], videos[:512], key))  # whole videos are large
     print(f"  compressed: {time.perf_counter() - start:.0f} s", flush=True)
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.rate, config.steps // 10, config.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
@@ -251,7 +183,8 @@ def train(config: Config, key: jax.Array) -> tuple[Params, float]:
 def judge(params: Params, config: Config, method: Method, budget: int) -> dict[str, float]:
     """Accuracy over fresh videos, of all questions and by kind."""
     key = jax.random.key(99)
-    seen, there = compressed(method, budget, key, config.test), truth(key, config.test)
+    videos, there = drawn(key, config.test)
+    seen = compressed(method, budget, videos, key)
 
     @jax.jit
     def right(key: jax.Array, seen: VideoTokens, there: world.Video) -> Any:
@@ -267,3 +200,104 @@ def judge(params: Params, config: Config, method: Method, budget: int) -> dict[s
     hits, counts = (np.sum([x[i] for x in found], axis=0) for i in range(2))
     by_kind = dict(zip(world.KINDS, (hits / counts).tolist(), strict=True))
     return {"all": float(hits.sum() / counts.sum()), **by_kind}
+
+
+OURS = ("one pool", "tree")
+Found = dict[str, dict[str, dict[str, float]]]
+
+
+def measure(config: Config, key: jax.Array) -> tuple[Found, float]:
+    """Accuracies by method and bytes, with "everything" and "nothing" beside, and the seconds of training."""
+    params, seconds = train(config, key)
+    found: Found = {}
+    for name, method in METHODS.items():
+        found[name] = {str(budget): judge(params, config, method, budget) for budget in BUDGETS}
+        shown = ", ".join(f"{world.FRAMES * FRAME_BYTES // int(b)}x {x['all']:.1%}" for b, x in found[name].items())
+        print(f"  {name}: {shown}", flush=True)
+    whole = str(world.FRAMES * FRAME_BYTES)
+    found["everything"] = {whole: judge(params, config, everything, int(whole))}
+    found["nothing"] = {"0": judge(params, config, nothing, 0)}
+    return found, seconds
+
+
+def rows(found: Found) -> list[Row]:
+    """Ours beside the best of the others, at equal bytes."""
+    (whole,), (blind,) = (list(found[name].values()) for name in ("everything", "nothing"))
+    listed = []
+    for budget in BUDGETS:
+        scores = {name: found[name][str(budget)]["all"] for name in METHODS}
+        ours = max(OURS, key=lambda name: scores[name])
+        peer = max((name for name in METHODS if name not in OURS), key=lambda name: scores[name])
+        less = world.FRAMES * FRAME_BYTES // budget
+        share = (scores[ours] - blind["all"]) / (whole["all"] - blind["all"])
+        told = f"{ours} {scores[ours]:.1%}"
+        listed.append(
+            Row(
+                f"glyph questions, {less} times fewer bytes ({budget:,}): {share:.0%} of what seeing all brings",
+                told,
+                f"{peer} {scores[peer]:.1%}",
+                "> the best other",
+                scores[ours] > scores[peer],
+            )
+        )
+    told = f"{whole['all']:.1%}"
+    listed.append(Row("the whole video", told, f"without it {blind['all']:.1%}", "-", whole["all"] > blind["all"]))
+    return listed
+
+
+def picture(found: Found, path: Path) -> None:
+    """Accuracy against bytes."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
+    for axis, kind, title in zip(
+        axes, ("all", "where", "first"), ("all questions", "where was X at t", "who was there at first"), strict=True
+    ):
+        for name in METHODS:
+            style = {"linewidth": 2.4} if name in OURS else {"linestyle": "--", "linewidth": 1.2}
+            scores = [found[name][str(budget)][kind] for budget in BUDGETS]
+            axis.plot(BUDGETS, scores, marker="o", markersize=4, label=name, **style)
+        for name, color in (("everything", "black"), ("nothing", "gray")):
+            (score,) = found[name].values()
+            axis.axhline(score[kind], color=color, linewidth=0.8, label=name if name == "nothing" else "whole video")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(BUDGETS, [f"{budget:,}\n{world.FRAMES * FRAME_BYTES // budget}x" for budget in BUDGETS])
+        axis.set_title(title)
+        axis.set_xlabel("bytes kept, times fewer")
+    axes[0].set_ylabel("accuracy")
+    axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> int:
+    """Train, judge, print; exit 1 if a row is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the rows, all accuracies and the environment here")
+    parser.add_argument("--picture", type=Path, help="draw accuracy against bytes here")
+    parser.add_argument("--steps", type=int, default=Config.steps)
+    parser.add_argument("--videos", type=int, default=Config.videos)
+    given = parser.parse_args()
+    config = replace(Config(), steps=given.steps, videos=given.videos)
+    found, seconds = measure(config, jax.random.key(0))
+    print(f"training: {seconds:.0f} s")
+    listed = rows(found)
+    print(table(listed))
+    if given.json:
+        record = {
+            "environment": environment(),
+            "config": vars(config),
+            "rows": [vars(row) for row in listed],
+            "accuracy": found,
+        }
+        given.json.write_text(json.dumps(record, indent=1) + "\n")
+    if given.picture:
+        picture(found, given.picture)
+    return 0 if all(row.kept for row in listed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

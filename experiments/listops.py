@@ -1,9 +1,9 @@
-"""ListOps: nested MIN, MAX, MED and SM of digits, drawn from a key; dense and hierarchical attention learn it side by side.
+"""ListOps: nested MIN, MAX, MED and SM of digits, drawn from a key; dense and hierarchical attention learn it.
 
     python -m experiments.listops [--steps N] [--attention dense|hierarchical]
 
-[MAX 2 9 [MIN 4 7 ] 0 ] is 9. The models are those of `experiments.recall`, without positions; they are told the value of
-every bracket that closes while they learn, and are judged by the last one alone.
+[MAX 2 9 [MIN 4 7 ] 0 ] is 9. The models are those of `experiments.recall`, without positions; they are told the value
+of every bracket that closes while they learn, and are judged by the last one alone.
 """
 
 import argparse
@@ -112,7 +112,7 @@ CONFIG = replace(recall.RECALL, vocabulary=VOCABULARY, layers=4, block=8, beam=2
 
 
 def measure(config: recall.Config, key: jax.Array) -> dict[str, float]:
-    """Accuracy of the value of whole expressions, over fresh ones, with what can be said by the first operator alone."""
+    """Accuracy of the value of whole expressions, over fresh ones, and what the first operator alone tells."""
     draw = partial(listops, length=LENGTH, depth=DEPTH, arguments=ARGUMENTS)
     params, seconds = recall.train(config, partial(draw, every=True), key)
     score = recall.accuracy(params, config, draw, jax.random.key(99), examples=2048, batch=64)

@@ -10,9 +10,9 @@ from ._merge import Merged as Merged
 from ._merge import group_means as group_means
 from ._merge import merge as merge
 from ._merge import unmerge as unmerge
-from ._video import VideoState as VideoState
-from ._video import VideoTokens as VideoTokens
 from ._video import compress_video as compress_video
-from ._video import video_state as video_state
-from ._video import video_tokens as video_tokens
-from ._video import video_update as video_update
+from ._video_state import VideoState as VideoState
+from ._video_state import VideoTokens as VideoTokens
+from ._video_state import video_state as video_state
+from ._video_state import video_tokens as video_tokens
+from ._video_state import video_update as video_update

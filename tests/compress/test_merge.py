@@ -19,7 +19,9 @@ def alike(a: Any, b: Any, metric: str) -> float:
     return float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-300)
 
 
-def loop(tokens: Any, mass: Any, features: Any, protected: Any, *, size: int, match: str, metric: str, part: int) -> Any:
+def loop(
+    tokens: Any, mass: Any, features: Any, protected: Any, *, size: int, match: str, metric: str, part: int
+) -> Any:
     """The rule, group by group, in float64."""
     stay, groups = 0, []
     for i in range(len(tokens)):

@@ -26,13 +26,15 @@ def parse(tokens: list[int], at: int, depth: int, seen: dict[int, int]) -> tuple
         value, at, deep = parse(tokens, at, depth + 1, seen)
         values.append(value)
         deepest = max(deepest, deep)
-    assert 2 <= len(values)
+    assert len(values) >= 2
     seen[at] = FUNCTIONS[operator](values)
     seen["most"] = max(seen.get("most", 0), len(values))
     return seen[at], at + 1, deepest + 1
 
 
-@pytest.mark.parametrize(("length", "depth", "arguments", "nested"), [(40, 3, 4, 0.5), (200, 10, 10, 0.25), (4, 1, 2, 0.9)])
+@pytest.mark.parametrize(
+    ("length", "depth", "arguments", "nested"), [(40, 3, 4, 0.5), (200, 10, 10, 0.25), (4, 1, 2, 0.9)]
+)
 def test_the_value_is_the_parsers(length: int, depth: int, arguments: int, nested: float) -> None:
     draw = partial(listops, length=length, depth=depth, arguments=arguments, nested=nested)
     keys = jax.random.split(jax.random.key(0), 64)

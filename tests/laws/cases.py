@@ -15,7 +15,7 @@ from kernels_pallas import LinearLogprob, linear_logprob
 from rlx import quantize, reversible, weights
 from rlx.models import decoder
 
-from . import alignment, attention, models, statistics
+from . import alignment, attention, models, statistics, video
 from .case import B, Case, normal
 
 T, IN, OUT, RANK = 3, 6, 10, 2
@@ -234,4 +234,5 @@ CASES = [
     *attention.CASES,
     *models.CASES,
     *statistics.CASES,
+    *video.CASES,
 ]
