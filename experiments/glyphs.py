@@ -44,7 +44,7 @@ class Config:
     layers: int = 2
     heads: int = 4
     videos: int = 2048
-    steps: int = 1000
+    steps: int = 1200
     batch: int = 64
     questions: int = 16
     rate: float = 3e-3

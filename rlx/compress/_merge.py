@@ -259,8 +259,8 @@ def _round(
     """One round: where the token at each place goes `[N]`, to itself if it stays."""
     places = jnp.arange(len(mass), dtype=jnp.int32)
     free = (mass > 0) & ~kept
-    may, too_many = jnp.sum(free), jnp.sum(mass > 0) - size
-    turn = places.at[jnp.where(free, jnp.cumsum(free) - 1, len(mass))].set(places, mode="drop")
+    may, too_many = jnp.sum(free, dtype=jnp.int32), jnp.sum(mass > 0, dtype=jnp.int32) - size
+    turn = places.at[jnp.where(free, jnp.cumsum(free, dtype=jnp.int32) - 1, len(mass))].set(places, mode="drop")
     number = jnp.clip(too_many, 0, jnp.maximum(may // part, jnp.minimum(may // 2, 1)))
     if match == "bipartite":
         a, b = places[0::2], places[1::2]
@@ -269,11 +269,11 @@ def _round(
         a, b = places, places
         there = b[None, :] < a[:, None]
     scores = jnp.where(there, _scores(features[turn[a]], features[turn[b]], metric), -jnp.inf)
-    best = jnp.argmax(scores, axis=1)
+    best = jnp.argmax(scores, axis=1).astype(jnp.int32)
     top = jnp.where(a < may, jnp.take_along_axis(scores, best[:, None], axis=1)[:, 0], -jnp.inf)
     earlier = a[:, None] > a[None, :]
     before = (top[None, :] > top[:, None]) | ((top[None, :] == top[:, None]) & earlier)
-    going = (top > -jnp.inf) & (jnp.sum(before, axis=1) < number)
+    going = (top > -jnp.inf) & (jnp.sum(before, axis=1, dtype=jnp.int32) < number)
     end = places.at[a].set(jnp.where(going, b[best], a))
     if match == "nearest":
         for _ in range((len(mass) - 1).bit_length()):
