@@ -86,14 +86,14 @@ def norm(x: jax.Array) -> jax.Array:
 
 def waves(x: jax.Array, span: float, count: int) -> jax.Array:
     """`[...] -> [..., 2 count]`: sines and cosines of periods from four spans down."""
-    angle = x[..., None] * (2 * np.pi / (4 * span) * 2.0 ** jnp.arange(count, dtype=jnp.float32))
+    angle = jnp.multiply.outer(x, jnp.asarray(2 * np.pi / (4 * span) * 2.0 ** np.arange(count), jnp.float32))
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
 def answer(params: Params, config: Config, seen: VideoTokens, asked: world.Questions) -> jax.Array:
     """`[B, Q, ANSWERS]` logits from tokens `[B, M, ...]` and questions `[B, Q]`."""
     place = waves(seen.place, PATCHES**0.5, 4).reshape(*seen.mass.shape, 16)
-    x = seen.tokens @ params["patch"] + jnp.log1p(seen.mass)[..., None] * params["mass"]
+    x = seen.tokens @ params["patch"] + jnp.multiply.outer(jnp.log1p(seen.mass), params["mass"])
     x = x + waves(seen.time, world.FRAMES, 8) @ params["time"] + place @ params["place"]
     x = norm(jax.nn.gelu(norm(x)) @ params["token"] + x)
     log_mass = jnp.where(seen.mass > 0, jnp.log(jnp.maximum(seen.mass, 1e-9)), -jnp.inf)
