@@ -104,3 +104,56 @@ def copy(key: jax.Array, *, length: int, values: int = 32) -> Example:
     tokens = jnp.concatenate([string, jnp.zeros(1, jnp.int32), string])
     targets = jnp.concatenate([jnp.full(length, -1, jnp.int32), string, jnp.full(1, -1, jnp.int32)])
     return Example(tokens, targets)
+
+
+def facts(
+    key: jax.Array,
+    *,
+    length: int,
+    facts: int = 12,
+    questions: int = 8,
+    bursts: int = 0,
+    block: int = 64,
+    keys: int = 64,
+    values: int = 32,
+    filler: int = 16,
+    noise: float = 0.02,
+) -> Example:
+    """A stream of facts, each a new key and its value, in filler that is easily foretold; afterwards some are asked.
+
+    Filler counts up, modulo `filler`, from 0 after a fact, and jumps with probability `noise`. A value is uniform, so
+    who has not kept its fact loses log(values) nats, and who has loses nothing. Facts come one in every
+    `length / facts` tokens, or all in so many `bursts`, one after another without filler between, each burst inside a
+    block of its own. T is `length + 2 * questions`: the last `2 * questions` tokens are the questions with their
+    answers. Tokens: filler, then keys, then values.
+    """
+    if not questions <= facts <= keys:
+        raise ValueError(f"facts: {facts} must be at least the {questions} questions and at most the {keys} keys")
+    a, b, c, d, e, f, g = jax.random.split(key, 7)
+    names = filler + jax.random.permutation(a, keys)[:facts].astype(jnp.int32)
+    told = filler + keys + jax.random.randint(b, (facts,), 0, values, jnp.int32)
+    index = jnp.arange(facts, dtype=jnp.int32)
+    if bursts:
+        each, room = facts // bursts, length // block
+        if facts % bursts or 2 * each > block or bursts > room:
+            raise ValueError(f"bursts: {bursts} of {each} facts do not fit in {room} blocks of {block} tokens")
+        home = jnp.sort(jax.random.permutation(c, room)[:bursts].astype(jnp.int32)) * block
+        home = home + jax.random.randint(d, (bursts,), 0, block - 2 * each + 1, jnp.int32)
+        places = home[index // each] + 2 * (index % each)
+    else:
+        room = length // facts
+        if room < 2:
+            raise ValueError(f"length: {length} has no room for {facts} facts")
+        places = index * room + jax.random.randint(d, (facts,), 0, room - 1, jnp.int32)
+    where = jnp.arange(length, dtype=jnp.int32)
+    jumps = jax.random.bernoulli(e, noise, (length,)).at[0].set(True)
+    base = jnp.where(jumps, jax.random.randint(f, (length,), 0, filler, jnp.int32), 0)
+    fresh = jumps.at[places + 2].set(True, mode="drop")
+    base = base.at[places + 2].set(0, mode="drop")
+    begin = jax.lax.cummax(jnp.where(fresh, where, 0))
+    tokens = (base[begin] + where - begin) % filler
+    tokens = tokens.at[places].set(names).at[places + 1].set(told)
+    order = jax.random.permutation(g, facts)[:questions]
+    asked = jnp.stack([told[order], jnp.full(questions, -1, jnp.int32)], axis=1).reshape(-1)
+    after = jnp.stack([names[order], told[order]], axis=1).reshape(-1)
+    return Example(jnp.concatenate([tokens, after]), jnp.concatenate([jnp.full(length, -1, jnp.int32), asked]))
