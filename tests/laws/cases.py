@@ -15,7 +15,7 @@ from kernels_pallas import LinearLogprob, linear_logprob
 from rlx import quantize, reversible, weights
 from rlx.models import decoder
 
-from . import alignment, attention, compression, models, statistics
+from . import alignment, attention, compression, models, statistics, video
 from .case import B, Case, normal
 
 T, IN, OUT, RANK = 3, 6, 10, 2
@@ -235,4 +235,5 @@ CASES = [
     *compression.CASES,
     *models.CASES,
     *statistics.CASES,
+    *video.CASES,
 ]
