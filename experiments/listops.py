@@ -108,7 +108,9 @@ def _apply(operator: jax.Array, row: jax.Array, count: jax.Array, slots: jax.Arr
     return jnp.stack([ordered[0], ordered[count - 1], median, total])[operator]
 
 
-CONFIG = replace(recall.RECALL, vocabulary=VOCABULARY, layers=4, block=8, beam=2, batch=32, steps=300, rate=3e-3)
+CONFIG = replace(
+    recall.CONFIGS["recall"], vocabulary=VOCABULARY, layers=4, block=8, beam=2, batch=32, steps=300, rate=3e-3
+)
 
 
 def measure(config: recall.Config, key: jax.Array) -> dict[str, float]:
