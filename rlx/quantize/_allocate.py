@@ -170,7 +170,7 @@ def allocate(errors: Table, sizes: Table, budget: int) -> Allocation:
         used, total = new_used[order], new_total[order]
         taken.append((order // len(options), order % len(options)))
     at, bits_of = len(used) - 1, {}
-    for (path, row), (previous, option) in zip(reversed(errors.items()), reversed(taken), strict=True):
+    for (path, row), (previous, option) in zip(reversed(list(errors.items())), reversed(taken), strict=True):
         bits_of[path] = sorted(row)[option[at]]
         at = previous[at]
     bits = {path: bits_of[path] for path in errors}

@@ -26,7 +26,7 @@ def gptq(
     activations: Activations = "dynamic_int8",
     scale: Scale = "mse",
     damping: float = 0.01,
-    sweeps: int = 0,
+    sweeps: int = 2,
 ) -> weights.QuantizedWeight:
     """Round a weight so that its products with the calibration data change least.
 
@@ -45,8 +45,8 @@ def gptq(
       activations: as in `quantize`; the error is of float activations in any case.
       scale: as in `quantize`. Scales are those of the weight as it was, blockwise ones too.
       damping: added to the diagonal of H, as a share of its mean.
-      sweeps: how often each code is then changed to the best one given all others, and (without blocks) each scale
-        to the best given the codes. A sweep costs about what the feedback did, and none makes the error larger.
+      sweeps: how often each code is then changed to the best one given all others, and (without blocks) each
+        scale to the best given the codes; 0 is GPTQ alone. A sweep costs about what the feedback did, and none makes the error larger.
 
     Returns:
       A `weights.QuantizedWeight`.

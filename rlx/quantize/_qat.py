@@ -13,7 +13,7 @@ from rlx._tree import replace_leaves
 from rlx.weights._lowbit import RANGE, pack
 
 from ._quantize import Activations, Bits, checked_block, quantize
-from ._rules import Rule, as_matrix, is_low_bit, matrices, plan_bits
+from ._rules import Rule, as_matrix, as_weight, is_low_bit, matrices, plan_bits
 
 Scales = dict[str, jax.Array]
 Start = Literal["mse", "minmax", "lsq"]
@@ -90,7 +90,7 @@ def qat(
             raise ValueError(f"scales: are not of these weights: {', '.join(sorted(plan.keys() ^ scales.keys()))}")
         found = {}
         for path, bits in plan.items():
-            w, scale = as_matrix(path, leaves[path]), scales[path]
+            w, scale = as_weight(path, leaves[path]), scales[path]
             expected = tuple(w.shape[:-1]) if block is None else (*w.shape[:-1], w.shape[-1] // block)
             if tuple(scale.shape) != expected:
                 raise ValueError(f"scales: that of {path} has shape {tuple(scale.shape)}, expected {expected}")

@@ -107,10 +107,15 @@ def matrices(params: Any) -> dict[str, Any]:
     return {name: leaf for path, leaf in leaves if _is_weight(path, leaf) for name in [_name(path)]}
 
 
-def as_matrix(path: str, leaf: jax.Array) -> jax.Array:
-    """A weight as `[..., out, in]`; a `kernel` of flax is `[*in, *out]`."""
+def as_weight(path: str, leaf: jax.Array) -> weights.Weight:
+    """A weight `[..., out, in]`: the array itself, or for a `kernel` of flax, `[*in, *out]`, what it stands for."""
     leaf = jnp.asarray(leaf)
-    return weights.Kernel(kernel=leaf, **_axes(path, leaf)).dense() if is_kernel(path) else leaf
+    return weights.Kernel(kernel=leaf, **_axes(path, leaf)) if is_kernel(path) else leaf
+
+
+def as_matrix(path: str, leaf: jax.Array) -> jax.Array:
+    """A weight as an array `[..., out, in]`."""
+    return weights.dense(as_weight(path, leaf))
 
 
 def as_leaf(path: str, matrix: jax.Array, leaf: Any) -> jax.Array:

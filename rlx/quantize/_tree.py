@@ -22,6 +22,7 @@ def quantize_tree(
     activations: Activations = "dynamic_int8",
     scale: Scale = "minmax",
     moments: Mapping[str, jax.Array] | None = None,
+    sweeps: int = 2,
 ) -> Any:
     """Quantise the weights of a tree whose paths match a rule.
 
@@ -34,6 +35,7 @@ def quantize_tree(
       activations: as in `quantize`.
       scale: as in `quantize`.
       moments: from `calibrate`: weights that have one are rounded with error feedback, by `gptq`.
+      sweeps: as in `gptq`.
 
     Returns:
       The tree with `weights.QuantizedWeight` in place of the matched arrays.
@@ -56,7 +58,8 @@ def quantize_tree(
         if block is not None and matrix.shape[-1] % block:
             raise ValueError(f"block: {block} does not divide the {matrix.shape[-1]} inputs of {path}")
         if moments is not None and path in moments:
-            found[path] = gptq(matrix, moments[path], bits, block=block, activations=activations, scale=scale)
+            options: Any = {"block": block, "activations": activations, "scale": scale, "sweeps": sweeps}
+            found[path] = gptq(matrix, moments[path], bits, **options)
         else:
             found[path] = quantize(matrix, bits, block=block, activations=activations, scale=scale)
     return replace_leaves(params, found, is_low_bit)
