@@ -46,7 +46,8 @@ def gptq(
       scale: as in `quantize`. Scales are those of the weight as it was, blockwise ones too.
       damping: added to the diagonal of H, as a share of its mean.
       sweeps: how often each code is then changed to the best one given all others, and (without blocks) each
-        scale to the best given the codes; 0 is GPTQ alone. A sweep costs about what the feedback did, and none makes the error larger.
+        scale to the best given the codes; 0 is GPTQ alone. A sweep costs about what the
+        feedback did, and none makes the error larger.
 
     Returns:
       A `weights.QuantizedWeight`.

@@ -15,7 +15,7 @@ from kernels_pallas import LinearLogprob, linear_logprob
 from rlx import quantize, reversible, weights
 from rlx.models import decoder
 
-from . import alignment, attention, models, statistics
+from . import alignment, attention, low_bits, models, statistics
 from .case import B, Case, normal
 
 T, IN, OUT, RANK = 3, 6, 10, 2
@@ -232,6 +232,7 @@ CASES = [
     ),
     *alignment.CASES,
     *attention.CASES,
+    *low_bits.CASES,
     *models.CASES,
     *statistics.CASES,
 ]

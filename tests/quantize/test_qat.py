@@ -113,18 +113,18 @@ def test_it_works_under_vmap_scan_and_adapters() -> None:
 
 
 def test_training_gets_two_bits_nearer_than_rounding() -> None:
-    """A layer learns to imitate a float one from its own 2-bit rounding: the loss falls to less than half."""
+    """A layer learns to imitate a float one from its own 2-bit rounding: nearer than the best scales alone come."""
     k = jax.random.split(jax.random.key(0), 3)
     params = {"w": jax.random.normal(k[0], (OUT, IN))}
     x = jax.random.normal(k[1], (64, IN)) @ jax.random.normal(k[2], (IN, IN))
     y = x @ params["w"].T
-    training = quantize.qat(2)
+    training = quantize.qat(2, start="minmax")
 
     def loss(both: Any) -> jax.Array:
         out = weights.matmul(x, training.attach(*both)["w"])
         return jnp.mean(quantize.distill_hidden(out, y))
 
-    optimizer = optax.adam(0.005)
+    optimizer = optax.adam(lambda count: 0.01 * (1 - count.astype(jnp.float32) / 500))
 
     @jax.jit
     def train(both: Any) -> tuple[Any, jax.Array]:
@@ -137,10 +137,13 @@ def test_training_gets_two_bits_nearer_than_rounding() -> None:
         (both, _), losses = jax.lax.scan(step, (both, optimizer.init(both)), length=500)
         return both, losses
 
-    both, losses = train((params, training.init(params)))
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to a whole power
+        both, losses = train((params, training.init(params)))
     small = training.freeze(*both)["w"]
     final = float(jnp.mean(quantize.distill_hidden(weights.matmul(x, small), y)))
-    assert final < 0.5 * float(losses[0])
+    rounded = weights.matmul(x, quantize.quantize(params["w"], 2, scale="mse"))
+    assert final < 0.4 * float(losses[0])
+    assert final < 0.9 * float(jnp.mean(quantize.distill_hidden(rounded, y)))
     assert small.codes.shape == (OUT, IN // 4)
 
 
