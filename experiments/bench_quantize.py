@@ -2,7 +2,7 @@
 
     python -m experiments.bench_quantize [--json FILE] [--quick]
 
-A decoder of 3 layers and width 64 learns the bytes of Python's help topics. Its projections are then rounded to 8,
+A decoder of 2 layers and width 64 learns the bytes of Python's help topics. Its projections are then rounded to 8,
 4 and 2 bits (its tied table to 8) with activations rounded to int8 as the phone's CPU does, by each method, and judged
 on topics that neither training nor calibration has seen. The error is the divergence of the next byte's distribution
 from the float model's, in nats. Quantisation-aware training sees the float model's outputs alone. The last rows give
@@ -32,7 +32,7 @@ from rlx.models import decoder
 MODEL = decoder.Config(
     vocab_size=256,
     hidden_size=64,
-    num_hidden_layers=3,
+    num_hidden_layers=2,
     num_attention_heads=4,
     intermediate_size=192,
     residual="plain",
@@ -53,10 +53,10 @@ class Config:
       seed: of everything random.
     """
 
-    steps: int = 600
-    tune: int = 200
-    batch: int = 16
-    length: int = 128
+    steps: int = 800
+    tune: int = 250
+    batch: int = 8
+    length: int = 96
     calibration: int = 48
     judged: int = 48
     seed: int = 0
@@ -91,7 +91,8 @@ def descend(
     def step(carry: Any, tokens: jax.Array, left: jax.Array) -> Any:
         values, state = carry
         grads = jax.grad(loss)(values, tokens)
-        updates, state = optimizer.update(grads, state)
+        result: Any = optimizer.update(grads, state)
+        updates, state = result
         moved = tuple(
             jax.tree.map(lambda v, u, rate=rate: v + rate * left * u, value, update)
             for value, update, rate in zip(values, updates, rates, strict=True)
@@ -144,6 +145,14 @@ def _paths(params: Any) -> Any:
     return jax.tree_util.tree_leaves_with_path(params)
 
 
+@jax.jit
+def score(params: Any, tokens: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Bits a byte, and the divergence from the float model's logits."""
+    out = logits(params, tokens)
+    chosen = decoder.log_probs(out, tokens[:, 1:])
+    return -jnp.mean(chosen) / math.log(2), jnp.mean(quantize.distill_logits(out, target))
+
+
 class Bench:
     """The float model, the data, and what a quantised one is judged by."""
 
@@ -161,13 +170,7 @@ class Bench:
     def judge(self, params: Any) -> tuple[float, float]:
         """Held-out bits a byte, and the divergence from the float model in nats."""
 
-        @jax.jit
-        def both(params: Any) -> tuple[jax.Array, jax.Array]:
-            out = logits(params, self.judged)
-            chosen = decoder.log_probs(out, self.judged[:, 1:])
-            return -jnp.mean(chosen) / math.log(2), jnp.mean(quantize.distill_logits(out, self._target))
-
-        bits, apart = both(params)
+        bits, apart = score(params, self.judged, self._target)
         return float(bits), float(apart)
 
     def calibrate(self, params: Any) -> dict[str, jax.Array]:
@@ -214,11 +217,8 @@ class Bench:
     def allocated(self, rule: Any, name: str) -> Row:
         """Bits by measured sensitivity beside a uniform rule, at no more bytes, both with error feedback."""
 
-        def apart(params: Any) -> jax.Array:
-            tokens = self.batches[0]
-            return jnp.mean(quantize.distill_logits(logits(params, tokens), logits(self.params, tokens)))
-
-        errors = quantize.sensitivity(apart, self.params)
+        target = jax.jit(logits)(self.params, self.batches[0])
+        errors = quantize.sensitivity(lambda params: score(params, self.batches[0], target)[1], self.params)
         budget = total_bytes(self.params, rule)
         chosen = quantize.allocate(errors, sizes_of(self.params), budget)
         moments = self.calibrate(self.params)
@@ -237,7 +237,10 @@ def measure(config: Config) -> list[Row]:
     """Every row."""
     bench = Bench(config)
     rows = [Row("float", f"{bench.bits:.3f} bits a byte", "-", "-", True)]
-    rows += [row for bits in (8, 4, 2) for row in bench.compared(bits)]
+    print(f"trained: {bench.bits:.3f} bits a byte held out", flush=True)
+    for bits in (8, 4, 2):
+        print(f"at {bits} bits", flush=True)
+        rows += bench.compared(bits)
     rows.append(bench.allocated(4, "4 bits for all"))
     rows.append(bench.allocated({LAYERS: 2, TABLE: 8}, "2 bits, the table 8"))
     return rows

@@ -78,7 +78,7 @@ def sensitivity(
     where: str = "",
     block: int | None = None,
     scale: Scale = "mse",
-) -> dict[str, dict[Bits, float]]:
+) -> dict[str, dict[int, float]]:
     """How much the loss rises when one weight alone is rounded.
 
     Args:
@@ -169,7 +169,8 @@ def allocate(errors: Table, sizes: Table, budget: int) -> Allocation:
         order = order[new_total[order] < before]
         used, total = new_used[order], new_total[order]
         taken.append((order // len(options), order % len(options)))
-    at, bits_of = len(used) - 1, {}
+    at = len(used) - 1
+    bits_of: dict[str, Any] = {}
     for (path, row), (previous, option) in zip(reversed(list(errors.items())), reversed(taken), strict=True):
         bits_of[path] = sorted(row)[option[at]]
         at = previous[at]

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch: Any = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from rlx import quantize, weights
 
