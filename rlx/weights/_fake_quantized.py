@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from ._lowbit import RANGE, Activations, exported, product, spread
-from ._operations import Adapted, dense, take, take_rows
+from ._operations import Over, dense, take, take_rows
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class FakeQuantized(Adapted):
+class FakeQuantized(Over):
     """A float weight in training for few bits: every product is that of its codes, gradients go to weight and scale.
 
     code = round(clip(w / s, low, high)),  y = x @ (s code).T

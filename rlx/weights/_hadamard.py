@@ -11,7 +11,7 @@ import numpy as np
 
 from rlx._numerics import wide
 
-from ._operations import Adapted, dense, matmul, take
+from ._operations import Over, dense, matmul, take
 
 _LARGEST = 64  # of the factors of a power of two: two small products rather than one large
 _MOST = 256  # of the others: a row is multiplied by each factor as a dense matrix
@@ -19,7 +19,7 @@ _MOST = 256  # of the others: a row is multiplied by each factor as a dense matr
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Hadamard(Adapted):
+class Hadamard(Over):
     """A weight that is kept rotated, `base = w Q`, and rotates its activations: `y = (x Q) @ base.T = x @ w.T`.
 
     Q = diag(signs) (F_1 ⊗ ... ⊗ F_n), orthogonal, every entry of the size of 1 / sqrt(in): random signs and a

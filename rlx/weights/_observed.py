@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 from rlx._numerics import wide
 
-from ._operations import Adapted, dense, matmul, take
+from ._operations import Over, dense, matmul, take
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Observed(Adapted):
+class Observed(Over):
     """A weight whose activations are summed up in a gradient: that of `moment` is `sum_rows x x.T`.
 
     The forward pass is the base's. In the backward pass the cotangent of `moment` is not a derivative but

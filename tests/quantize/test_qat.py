@@ -23,6 +23,12 @@ def fake(bits: Any, block: int | None = None, activations: Any = "float", seed: 
     return weights.FakeQuantized(base=w, scale=scale, bits=bits, block=block, activations=activations)
 
 
+def test_taking_an_adapter_away_leaves_training_in_place() -> None:
+    w = fake(4)
+    lora = weights.LoRA(base=w, a=jnp.ones((2, IN)), b=jnp.ones((OUT, 2)), scale=jnp.array(1.0))
+    assert adapters.detach({"q": lora})["q"] is w
+
+
 @pytest.mark.parametrize("block", [None, 8])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_gradients_are_those_of_lsq_written_out(bits: Any, block: int | None) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlx import quantize, weights
+from rlx import adapters, quantize, weights
 from rlx.weights._hadamard import factors, rotated, signs
 
 WIDTHS = (1, 2, 3, 5, 6, 7, 8, 12, 20, 28, 36, 37, 40, 52, 64, 68, 96, 100, 104, 320, 344, 768, 1100, 11008, 14336)
@@ -127,6 +127,8 @@ def test_it_composes_with_moments_low_bits_adapters_and_scans() -> None:
         base=small["layers"]["weight"], a=jnp.ones((3, 1, 8)), b=jnp.zeros((3, 8, 1)), scale=jnp.ones(3)
     )
     np.testing.assert_allclose(scanned({"layers": {"weight": lora}}, x), scanned(small, x), atol=1e-6)
+    back = adapters.detach({"layers": {"weight": lora}})
+    assert back["layers"]["weight"] is small["layers"]["weight"]  # a rotation is no adapter
     written = quantize.merge(small, params)
     np.testing.assert_allclose(scanned(written, x), scanned(small, x), atol=1e-5)
 
