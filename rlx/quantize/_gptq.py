@@ -44,7 +44,8 @@ def gptq(
       block: as in `quantize`.
       activations: as in `quantize`; the error is of float activations in any case.
       scale: as in `quantize`. Scales are those of the weight as it was, blockwise ones too.
-      damping: added to the diagonal of H, as a share of its mean.
+      damping: added to the diagonal of H, as a share of its mean. With too little of it a Cholesky factor in float32
+        may not exist; then plain rounding stays.
       sweeps: how often each code is then changed to the best one given all others, and (without blocks) each
         scale to the best given the codes; 0 is GPTQ alone. A sweep costs about what the
         feedback did, and none makes the error larger.

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -148,3 +149,21 @@ def test_it_composes_with_moments_low_bits_adapters_and_scans() -> None:
 def test_mistakes_name_the_argument(call: Any, kind: type, message: str) -> None:
     with pytest.raises(kind, match=re.escape(message)):
         call()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_it_is_exported_with_its_codes(bits: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    from rlx import export
+
+    turned = quantize.rotate(jax.random.normal(jax.random.key(0), (64, 96)))
+    w = weights.Hadamard(base=quantize.quantize(turned.base, bits, scale="mse"))
+    x = np.asarray(jax.random.normal(jax.random.key(1), (3, 96)))
+    spec = [jax.ShapeDtypeStruct((3, 96), jnp.float32)]
+    report = export.to_tflite({"f": (lambda x: weights.matmul(x, w), spec)}, tmp_path / "m.tflite")
+    (actual,) = export.run_tflite(report.path, "f", x)
+    assert report.quantized == {"quantized0_64x96": bits}
+    # Rotated activations are sums in another order there: one that is rounded the other way moves an output by 1e-2.
+    expected = np.asarray(weights.matmul(x, w))
+    assert np.linalg.norm(actual - expected) < 2e-3 * np.linalg.norm(expected)
