@@ -24,7 +24,7 @@ def calibrate(
     reversible. Rows that the result does not depend on count nothing: return outputs with padding masked out.
 
     Args:
-      apply: `apply(params, batch)`, any pytree of arrays that can be differentiated (logits, no argmax); it multiplies by `weights.matmul` or `weights.linear`,
+      apply: `apply(params, batch)`, any pytree of arrays that can be differentiated (logits, no argmax); multiplies by `weights.matmul` or `weights.linear`,
         as the models of rlx do. Deterministic.
       params: float parameters; representations may be inside.
       batches: each is given to `apply`; all of the same shapes, or there is a compilation for each.

@@ -107,9 +107,12 @@ def qat(
 
 
 def _frozen(w: weights.FakeQuantized) -> weights.QuantizedWeight:
+    codes, scale = w.codes(), w.positive_scale()
+    # There is no code for NaN: it shows in the scale that it shares.
+    lost = jnp.any(jnp.isnan(codes).reshape(*scale.shape, -1), axis=-1)
     return weights.QuantizedWeight(
-        codes=pack(w.codes().astype(jnp.int8), w.bits),
-        scale=w.positive_scale(),
+        codes=pack(codes.astype(jnp.int8), w.bits),
+        scale=jnp.where(lost, jnp.nan, scale),
         bits=w.bits,
         inputs=w.shape[-1],
         block=w.block,
