@@ -24,8 +24,8 @@ def calibrate(
     reversible. Rows that the result does not depend on count nothing: return outputs with padding masked out.
 
     Args:
-      apply: `apply(params, batch)`, any pytree of arrays that can be differentiated (logits, no argmax); multiplies by `weights.matmul` or `weights.linear`,
-        as the models of rlx do. Deterministic.
+      apply: `apply(params, batch)`, any pytree of arrays that can be differentiated (logits, no argmax). It multiplies
+        by `weights.matmul` or `weights.linear`, as the models of rlx do. Deterministic.
       params: float parameters; representations may be inside.
       batches: each is given to `apply`; all of the same shapes, or there is a compilation for each.
       where: a regular expression searched in the path of each weight; "" is all of them.

@@ -309,6 +309,17 @@ def test_a_number_is_a_rule_for_every_weight() -> None:
     assert not isinstance(small["norm"]["weight"], weights.QuantizedWeight)
 
 
+@pytest.mark.parametrize("block", [None, 4])
+def test_a_nan_that_came_up_in_training_is_seen_when_frozen(block: int | None) -> None:
+    training = quantize.qat(4, block=block)
+    params = {"w": jnp.ones((3, 8))}
+    scales = training.init(params)
+    frozen = jax.jit(training.freeze)({"w": params["w"].at[1, 2].set(jnp.nan)}, scales)["w"]
+    bad = jnp.isnan(frozen.dense())
+    assert bad[1, :4].all()
+    assert bad.sum() == (8 if block is None else 4)
+
+
 def test_rules_leave_what_an_adapter_trains_alone() -> None:
     lora = weights.LoRA(base=jnp.ones((4, 8)), a=jnp.ones((2, 8)), b=jnp.ones((4, 2)), scale=jnp.array(1.0))
     assert quantize.plan_bits({"q": {"weight": lora}}, 4) == {"q.weight.base": 4}
