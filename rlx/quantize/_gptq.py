@@ -62,8 +62,9 @@ def gptq(
       >>> from rlx import quantize
       >>> w = jnp.array([[1.0, 0.4, 0.4]])
       >>> x = jnp.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
-      >>> quantize.quantize(w, 2).dense().tolist(), quantize.gptq(w, x.T @ x, 2, scale="minmax").dense().tolist()
-      ([[1.0, 0.0, 0.0]], [[1.0, 0.0, 1.0]])
+      >>> q = quantize.gptq(w, x.T @ x, 2, scale="minmax")
+      >>> quantize.quantize(w, 2).dense().tolist(), (100 * q.dense()).round().tolist()
+      ([[1.0, 0.0, 0.0]], [[90.0, 0.0, 90.0]])
 
     References:
       Frantar et al. 2022, "GPTQ", algorithm 1 (arXiv 2210.17323). Here inputs are always in order of H_ii (the authors'
