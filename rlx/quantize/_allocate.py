@@ -49,7 +49,7 @@ def weight_bytes(shape: Sequence[int], bits: Bits, *, block: int | None = None) 
         the bytes of their arrays.
 
     Returns:
-      Bytes: codes padded to the 16 that the format aligns buffers to, 4 for a scale, 8 for a zero point.
+      Bytes of codes padded to the 16 that the format aligns buffers to, 4 for a scale, 8 for a zero point.
 
     Raises:
       ValueError: a shape that is no matrix; bits that are not 2, 4 or 8; a block that does not divide the inputs.

@@ -30,7 +30,7 @@ def gptq(
 ) -> weights.QuantizedWeight:
     """Round a weight so that its products with the calibration data change least.
 
-    error(q) = sum_rows |x w.T - x q.T|^2 = sum_o (w - q)_o H (w - q)_o.T,   H = sum_rows x x.T
+    error(q) = sum_rows (x w.T - x q.T)^2 = sum_o (w - q)_o H (w - q)_o.T,   H = sum_rows x x.T
 
     Inputs are rounded one after the other, those of the largest H_ii first; the rounding error of each is spread over
     those not yet rounded, as the Cholesky factor of the inverse of H + damping mean(H_ii) 1 says. An output whose

@@ -33,7 +33,7 @@ def plan_bits(params: Any, rule: Rule) -> dict[str, Bits]:
 
     Returns:
       Bits by the path of each weight that the rule finds. Weights are floating leaves `[..., out, in]`, and
-      flax's `kernel`s; not biases and norms (by name, since stacked layers give them two axes), not an
+      each `kernel` of flax; not biases and norms (by name, since stacked layers give them two axes), not an
       adapter's own arrays, not what is quantised already.
 
     Raises:
