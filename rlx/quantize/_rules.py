@@ -10,7 +10,7 @@ import numpy as np
 
 from rlx import weights
 from rlx._checks import check_choice, is_array
-from rlx._names import is_stacked, some
+from rlx._names import some
 from rlx._tree import named_leaves
 
 from ._quantize import Bits
@@ -167,8 +167,5 @@ def _is_weight(keys: tuple[Any, ...], leaf: Any) -> bool:
         return False
     path = _name(tuple(key for key in keys if not isinstance(key, jax.tree_util.GetAttrKey)))
     *modules, name = path.split(".")
-    if "bias" in name or any(
-        "norm" in part.lower() or part in ("ln_1", "ln_2", "ln_f") for part in (*modules[-1:], name)
-    ):
-        return False
-    return leaf.ndim > 2 or not is_stacked(path) or name in ("weight", "kernel")
+    normed = any("norm" in part.lower() or part in ("ln_1", "ln_2", "ln_f") for part in (*modules[-1:], name))
+    return "bias" not in name and not normed
