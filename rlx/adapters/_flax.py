@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx import weights
+from rlx._checks import is_array
 from rlx._names import some
 from rlx._tree import named_leaves, replace_leaves
 
@@ -98,7 +99,7 @@ def over_kernels(
 
 
 def linen_apply(module: Any) -> Callable[..., Any]:
-    """`module.apply` for parameters in which `over_kernels(...).attach` has put adapted weights.
+    """`module.apply` for parameters in which `over_kernels(...).attach`, or `rlx.quantize`, has put other weights.
 
     Dense layers multiply through `rlx.weights`, factored; an adapted weight in a layer of another kind is an
     error (use `merge` for those).
@@ -135,7 +136,7 @@ def linen_apply(module: Any) -> Callable[..., Any]:
         kernel = base = own["kernel"]
         while isinstance(base, weights.Adapted):
             base = base.base
-        if not isinstance(base, weights.Kernel):
+        if is_array(base):
             raise TypeError(f"module: {at}.kernel is [in, out] and was adapted as [out, in]; use over_kernels(adapter)")
         bias = layer.get_variable("params", "bias") if layer.use_bias else None
         return weights.linear(args[0], kernel, bias)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import jax
@@ -16,6 +17,11 @@ from rlx._numerics import wide
 from ._operations import contract_last, take_rows
 
 Activations = Literal["dynamic_int8", "float"]
+
+# The least and greatest code. TensorFlow Lite's specification leaves -128 out at 8 bits, so that negating a
+# weight is exact; 4 bits follow it (-7..7, as its quantisers write them). At 2 bits that would waste a quarter
+# of the codes: all four are used.
+RANGE = {8: (-127, 127), 4: (-7, 7), 2: (-2, 1)}
 
 
 @jax.tree_util.register_dataclass
@@ -71,14 +77,7 @@ class QuantizedWeight:
         exporter = _exporter.get()
         if exporter is not None:
             return exporter.matmul(x, self)
-        if self.activations == "float":
-            return contract_last(x, self._values().astype(wide(x.dtype))).astype(x.dtype)
-        rows, step = dynamic_int8(x.astype(jnp.float32))
-        if self.block is not None:
-            return (contract_last(rows, self._values()) * step).astype(x.dtype)
-        # Whole numbers are summed, exactly while |sum| < 2^24, then scaled in the order of the kernels.
-        total = contract_last(rows, self.integers().astype(jnp.float32)) * step
-        return (total * self.scale.reshape((1,) * (total.ndim - 1) + self.scale.shape)).astype(x.dtype)
+        return product(x, self.integers().astype(jnp.float32), self.scale, self.block, self.activations)
 
     def take(self, ids: jax.Array) -> jax.Array:
         """Rows of the dense array: `[...] -> [..., in]`; an id outside gives NaN."""
@@ -98,11 +97,35 @@ class QuantizedWeight:
         return self.integers().astype(jnp.float32) * spread(self.scale, self.block, self.codes.ndim)
 
 
+def product(
+    x: jax.Array, integers: jax.Array, scale: jax.Array, block: int | None, activations: Activations
+) -> jax.Array:
+    """`x @ (scale * integers).T` with activations as said: `[..., in] -> [..., out]` in x's dtype.
+
+    Args:
+      x: activations `[..., in]`.
+      integers: `[out, in]`, whole float32 numbers.
+      scale: `[out]`, or `[out, in / block]`.
+      block: how many inputs share a scale, or None.
+      activations: "dynamic_int8" or "float".
+    """
+    if activations == "float":
+        values = integers * spread(scale, block, integers.ndim)
+        return contract_last(x, values.astype(wide(x.dtype))).astype(x.dtype)
+    rows, step = dynamic_int8(x.astype(jnp.float32))
+    if block is not None:
+        return (contract_last(rows, integers * spread(scale, block, integers.ndim)) * step).astype(x.dtype)
+    # Whole numbers are summed, exactly while |sum| < 2^24, then scaled in the order of the kernels.
+    total = contract_last(rows, integers) * step
+    return (total * scale.reshape((1,) * (total.ndim - 1) + scale.shape)).astype(x.dtype)
+
+
 def spread(scale: jax.Array, block: int | None, ndim: int) -> jax.Array:
     """A scale for each input, or one that broadcasts over them."""
     return scale.reshape(*scale.shape, 1) if block is None else jnp.repeat(scale, block, axis=ndim - 1)
 
 
+@partial(jax.jit, static_argnames="bits")
 def pack(integers: jax.Array, bits: int) -> jax.Array:
     """Pack int8 codes along the last axis into bytes, the lowest bits first."""
     per_byte = 8 // bits
@@ -176,6 +199,11 @@ _exporter: ContextVar[Exporter | None] = ContextVar("exporter", default=None)
 # jax.jit keeps what it has traced. This makes a trace under an exporter one of its own, so that it is
 # neither taken from an earlier call of the function nor left behind for a later one.
 _trace_of_its_own = jax.make_user_context()
+
+
+def exported() -> bool:
+    """Whether a function is being traced for export."""
+    return _exporter.get() is not None
 
 
 @contextmanager

@@ -46,8 +46,8 @@ Weight: TypeAlias = jax.Array | Representation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapted:
-    """What the representations over a base have in common: they stand for an array like it."""
+class Over:
+    """What the representations over another weight have in common: they stand for an array like it."""
 
     base: Weight
 
@@ -64,6 +64,11 @@ class Adapted:
     def bias_of(self, bias: jax.Array | None) -> jax.Array | None:
         """The layer's bias as the base has it."""
         return bias_of(self.base, bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted(Over):
+    """A representation that an adapter puts over a weight, which is what remains when the adapter is taken away."""
 
 
 def matmul(x: jax.Array, w: Weight) -> jax.Array:

@@ -15,7 +15,7 @@ from kernels_pallas import LinearLogprob, linear_logprob
 from rlx import quantize, reversible, weights
 from rlx.models import decoder
 
-from . import alignment, attention, compression, models, statistics, video
+from . import alignment, attention, compression, low_bits, models, statistics, video
 from .case import B, Case, normal
 
 T, IN, OUT, RANK = 3, 6, 10, 2
@@ -233,6 +233,7 @@ CASES = [
     *alignment.CASES,
     *attention.CASES,
     *compression.CASES,
+    *low_bits.CASES,
     *models.CASES,
     *statistics.CASES,
     *video.CASES,
