@@ -30,7 +30,7 @@ def compress_video(
     nodes become one there. A node has a fixed number of tokens, and when two nodes become one, or a frame a node, the
     tokens that are most alike `merge`, by the distance
 
-    |content a - content b|^2 + time_weight (log(1 + age a) - log(1 + age b))^2 + place_weight |place a - place b|^2
+    d(content)^2 + time_weight d(log(1 + age))^2 + place_weight d(place)^2,  d = the Euclidean distance of both
 
     so what stands still merges first, and a second counts less the longer ago it was. One level is one pool that
     gives tokens to what differs, whenever that was; more levels keep tokens for every age, as many for the last
