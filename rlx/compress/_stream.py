@@ -101,6 +101,7 @@ def stream(
         raise ValueError(f"levels: {levels} levels have {slot_count(levels)} means, more than the {size} entries")
     shape, dtype = (*batch, size, k.shape[-2]), wide(k.dtype)
     means = (*batch, slot_count(levels) if k.dtype != dtype else 0, k.shape[-2])
+    mean_keys, mean_values = (jnp.zeros_like(x, shape=(*means, x.shape[-1]), dtype=dtype) for x in (k, v))
     empty = Memory(
         keys=jnp.zeros_like(k, shape=(*shape, k.shape[-1])),
         values=jnp.zeros_like(v, shape=(*shape, v.shape[-1])),
@@ -111,7 +112,7 @@ def stream(
         importance=jnp.full_like(k, -jnp.inf, shape=shape, dtype=dtype),
         position=jnp.zeros_like(k, shape=shape, dtype=jnp.int32),
         length=jnp.zeros_like(k, shape=batch, dtype=jnp.int32),
-        means=tuple(jnp.zeros_like(x, shape=(*means, x.shape[-1]), dtype=dtype) for x in (k, v)),
+        means=(mean_keys, mean_values),
         block=int(block),
         levels=int(levels),
         half_life=None if half_life is None else float(half_life),
