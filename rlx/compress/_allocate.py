@@ -26,14 +26,16 @@ def allocate(
 
     Args:
       importance: `[..., T]`, in nats where it is a surprise, -log p; NaN counts as -inf.
-      size: the budget of the whole prefix; may be traced.
+      size: the budget of the whole prefix; one integer, may be traced.
       block: tokens of a block; the last may have fewer.
-      adaptive: false gives every block the same, the newest one more where it does not come out even.
+      adaptive: false gives every block the same, the newest one more where it does not come out even; what a block of
+        fewer tokens cannot use the others get.
       half_life: in tokens; None is no preference for the new.
-      mask: `[..., T]` bool, false for padding.
+      mask: `[..., T]` bool, false for padding, which is in no block and has no age, wherever it stands: blocks are of
+        the tokens that are there, and the last ones may have none.
 
     Returns:
-      `[..., N]` int32 for the N blocks; the sum is at most `size`.
+      `[..., N]` int32 for the N = ceil(T / block) blocks; the sum is `size`, or all tokens if they are fewer.
 
     Raises:
       TypeError, ValueError: name the argument that is wrong.
@@ -54,7 +56,8 @@ def allocate(
     check_policies(size, block, half_life)
     if mask is not None:
         check_mask(mask, importance.shape)
-    length = importance.shape[-1]
+    length, half_life = importance.shape[-1], None if half_life is None else float(half_life)
+    block = min(int(block), max(length, 1))
     blocks = -(-length // block)
 
     def one(importance: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -63,7 +66,7 @@ def allocate(
             if adaptive
             else choose_evenly(importance, mask, size, half_life, block)
         )
-        return jnp.sum(jnp.pad(kept, (0, blocks * block - length)).reshape(blocks, block), axis=1, dtype=jnp.int32)
+        return jnp.sum(_in_blocks(jnp.where(kept, 1.0, 0.0), mask, block) > 0, axis=1, dtype=jnp.int32)
 
     count = math.prod(importance.shape[:-1])
     flat = importance.reshape(count, length)
@@ -85,29 +88,32 @@ def first(score: jax.Array, count: jax.Array | int) -> jax.Array:
     return (ranks < count)[::-1]
 
 
+def positions(length: int, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | int]:
+    """`[T]` int32, where each token stands among those that are there, and how many these are."""
+    if mask is None:
+        return jnp.arange(length, dtype=jnp.int32), length
+    return jnp.cumsum(mask, dtype=jnp.int32) - 1, jnp.sum(mask, dtype=jnp.int32)
+
+
 def choose(
     importance: jax.Array,
     mask: jax.Array | None,
     count: jax.Array | int,
     half_life: float | None,
-    position: jax.Array | None = None,
+    age: jax.Array | None = None,
 ) -> jax.Array:
     """`[N]` bool: the entries of one head that are kept, `count` of them or all there are."""
-    score = _score(importance, mask, half_life, position)
-    kept = first(score, count)
+    kept = first(_score(importance, mask, half_life, age), count)
     return kept if mask is None else kept & mask
 
 
 def choose_evenly(
     importance: jax.Array, mask: jax.Array | None, count: jax.Array | int, half_life: float | None, block: int
 ) -> jax.Array:
-    """`[T]` bool: as `choose`, with the same count for every block, the newest ones more if it does not come out."""
-    length = len(importance)
-    blocks = -(-length // block)
-    score = jnp.pad(_score(importance, mask, half_life, None), (0, blocks * block - length), constant_values=-jnp.inf)
-    counts = (count + jnp.arange(blocks, dtype=jnp.int32)) // max(blocks, 1)
-    kept = jax.vmap(first)(score.reshape(blocks, block), counts).reshape(-1)[:length]
-    return kept if mask is None else kept & mask
+    """`[T]` bool: as `choose`, with the same count for every block, as `_shares` says."""
+    score = _in_blocks(_score(importance, mask, half_life, None), mask, block)
+    kept = jax.vmap(first)(score, _shares(score, count)) & (score > -jnp.inf)
+    return _as_before(kept, mask, len(importance))
 
 
 def over(
@@ -120,34 +126,76 @@ def over(
 ) -> jax.Array:
     """`[T]`: how far each token is over the bar that `count` tokens pass, with a gradient; padding is at 0."""
     score, length = _score(importance, mask, half_life, None), len(importance)
-    blocks = 1 if adaptive else -(-length // block)
-    width = length if adaptive else block
-    cut = jnp.pad(score, (0, blocks * width - length), constant_values=-jnp.inf).reshape(blocks, width)
-    counts = (count + jnp.arange(blocks, dtype=jnp.int32)) // max(blocks, 1)
+    cut = score[None] if adaptive else _in_blocks(score, mask, block)
+    counts = jnp.asarray(count, jnp.int32)[None] if adaptive else _shares(cut, count)
     order = -jnp.sort(-cut, axis=1)
     order = jnp.concatenate([jnp.full_like(cut[:, :1], 2e9), jnp.where(order == -jnp.inf, -2e9, order)], axis=1)
     order = jnp.pad(order, ((0, 0), (0, 1)), constant_values=-2e9)
-    at = jnp.clip(counts, 0, width)[:, None]
+    at = jnp.clip(counts, 0, cut.shape[1])[:, None]
     bar = (jnp.take_along_axis(order, at, axis=1) + jnp.take_along_axis(order, at + 1, axis=1)) / 2
-    return (jnp.where(cut == -jnp.inf, bar, cut) - bar).reshape(-1)[:length]
+    above = jnp.where(cut == -jnp.inf, bar, cut) - bar
+    return above[0] if adaptive else _as_before(above, mask, length)
 
 
-def _score(
-    importance: jax.Array, mask: jax.Array | None, half_life: float | None, position: jax.Array | None
-) -> jax.Array:
+def _in_blocks(score: jax.Array, mask: jax.Array | None, block: int) -> jax.Array:
+    """`[N, block]`: the tokens that are there, one after another, and -inf."""
+    if mask is not None:
+        score = score[jnp.argsort(~mask, stable=True)]
+    blocks = -(-len(score) // block)
+    return jnp.pad(score, (0, blocks * block - len(score)), constant_values=-jnp.inf).reshape(blocks, block)
+
+
+def _as_before(x: jax.Array, mask: jax.Array | None, length: int) -> jax.Array:
+    """`[T]`, what stood `_in_blocks` where it was; padding has 0."""
+    x = x.reshape(-1)[:length]
+    if mask is None or length == 0:
+        return x
+    place, _ = positions(length, mask)
+    return jnp.where(mask, x[jnp.maximum(place, 0)], jnp.zeros_like(x))
+
+
+def _shares(score: jax.Array, count: jax.Array | int) -> jax.Array:
+    """`[N]` int32: equal parts of a count, the newest blocks one more; what a short block cannot use others get."""
+    block = score.shape[1]
+    there = jnp.sum(score > -jnp.inf, axis=1, dtype=jnp.int32)
+    count = jnp.maximum(jnp.asarray(count, jnp.int32), 0)
+    each = jnp.arange(block + 1, dtype=jnp.int32)
+    needed = jnp.sum(jnp.minimum(each[:, None], there[None]), axis=1, dtype=jnp.int32)  # if every block had so many
+    level = jnp.sum(needed <= count, dtype=jnp.int32) - 1
+    more = there > level
+    nth = jnp.cumsum(more[::-1], dtype=jnp.int32)[::-1]
+    return jnp.minimum(there, level) + (more & (nth <= count - needed[level])).astype(jnp.int32)
+
+
+def _score(importance: jax.Array, mask: jax.Array | None, half_life: float | None, age: jax.Array | None) -> jax.Array:
+    """Importance less what the age costs: counted from the newest, so that a long stream loses no digits of it."""
     score = finite(importance.astype(wide(importance.dtype)))
     if half_life is not None:
-        position = jnp.arange(len(score)) if position is None else position
-        score = score + position.astype(score.dtype) * (math.log(2) / half_life)
+        if age is None:
+            position, length = positions(len(score), mask)
+            age = length - 1 - position
+        rate = min(math.log(2) / half_life, 1e9)
+        score = score - jnp.minimum(age.astype(score.dtype) * rate, 9e8)
     return score if mask is None else jnp.where(mask, score, -jnp.inf)
 
 
+def fixed(name: str, value: float) -> float:
+    """A number that programs are compiled for."""
+    if isinstance(value, jax.Array):
+        raise TypeError(f"{name}: expected a number of Python, which is fixed, got {value}")
+    return float(value)
+
+
 def check_policies(size: int | jax.Array, block: int, half_life: float | None) -> None:
-    if not isinstance(size, jax.Array):
+    if isinstance(size, jax.Array):
+        check_dtype("integer", size=size)
+        if size.ndim:
+            raise ValueError(f"size: expected one number, got shape {size.shape}; jax.vmap for one an example")
+    else:
         check_whole("size", size, 0)
-    check_whole("block", block, 1)
+    check_whole("block", block, 1, 2**31 - 1)
     if half_life is not None:
-        check_range("half_life", half_life, 0.0, math.inf, open_low=True)
+        check_range("half_life", fixed("half_life", half_life), 0.0, math.inf, open_low=True)
 
 
 def check_mask(mask: jax.Array, shape: tuple[int, ...]) -> None:

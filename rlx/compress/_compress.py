@@ -11,7 +11,7 @@ from rlx._checks import check_dtype, check_range, check_shapes, check_whole
 from rlx._compat import vary_together
 from rlx._numerics import wide
 
-from ._allocate import check_mask, check_policies, choose, choose_evenly, finite, over
+from ._allocate import check_mask, check_policies, choose, choose_evenly, finite, fixed, over, positions
 from ._entries import Entries, condense, slot_count, slot_of
 from ._memory import Memory
 
@@ -29,7 +29,7 @@ def compress(
     levels: int | None = None,
     temper: float = 0.0,
     mask: jax.Array | None = None,
-    shown: jax.Array | None = None,
+    shown: jax.Array | int | None = None,
     gate: float | None = None,
 ) -> Memory:
     """A memory of a prefix: its most important tokens as they are, the others in means that get coarser with age.
@@ -45,20 +45,22 @@ def compress(
       importance: `[..., T]`, or `[..., T, K]` for each key head; a surprise, -log p, or a learned score. It must come
         from the tokens that are compressed, never from what is asked of them later.
       size: entries of the memory, means among them.
-      ratio: instead of `size`: tokens per entry, `size = floor(T / ratio)`, at least 1.
+      ratio: instead of `size`: tokens per entry, `size = floor(T / ratio)`, at least 1. T counts padding too.
       block: tokens of a leaf.
-      adaptive: one budget for all blocks; false gives every block the same.
+      adaptive: one budget for all blocks; false gives every block the same, as `allocate` does.
       half_life: in tokens, see `allocate`.
       levels: of means, `2 * levels - 1` entries; 0 drops what is not kept. None takes at most a quarter of `size`.
       temper: a token weighs exp(temper importance) in its mean. 0 is the plain mean, whose gradient in the importance
         is zero.
-      mask: `[..., T]` bool, false for padding, which is in no entry.
-      shown: `[...]` int32 or a number, may be traced: use only so many entries of `size`, as if `size` were that, for
-        training under random ratios. The memory then has room for `size` tokens, or T, and the means.
+      mask: `[..., T]` bool, false for padding, which is in no entry and moves nothing, wherever it stands. Only that
+        `size` is of all tokens is seen by T: an example of no more than `size` tokens in a longer array has means too.
+      shown: `[...]` integers or one, may be traced: use only so many entries of `size`, as if `size` were that, for
+        training under random ratios. Never more than `size`, nor less than the means, whose number `levels` and `size`
+        fix. The memory then has room for `size` tokens, or T, and the means.
       gate: for training, a choice that is soft and so has a gradient in the importance. Of every token the mass
         sigmoid((importance - bar) / gate) is kept and the rest merged, where the bar is half way between the last token
-        that would be kept and the first that would not. Towards 0 it is the choice itself. The memory has T entries and
-        the means.
+        that would be kept and the first that would not. Towards 0 it is the choice itself, but for tokens that are as
+        important as the bar, of which a half is kept. The memory has T entries and the means.
 
     Returns:
       The memory, of `size` entries or T if that is less (more with `shown` or `gate`, as said there); kept tokens in
@@ -87,10 +89,11 @@ def compress(
     if (size is None) == (ratio is None):
         raise ValueError("size: give either size, in entries, or ratio, in tokens per entry")
     if size is None:
+        ratio = fixed("ratio", 1.0 if ratio is None else ratio)
         check_range("ratio", ratio, 1.0, math.inf, open_high=True)
-        size = max(int(length / (ratio or 1.0)), 1)
+        size = max(int(length / ratio), 1)
     check_whole("size", size, 1)
-    check_range("temper", temper, 0.0, math.inf, open_high=True)
+    check_range("temper", fixed("temper", temper), 0.0, math.inf, open_high=True)
     levels = levels_for(size, length, block) if levels is None else levels
     check_whole("levels", levels, 0)
     slots = slot_count(levels)
@@ -101,9 +104,10 @@ def compress(
         counts = jnp.full(math.prod(batch), room, jnp.int32)
     else:
         room = min(size, length)
-        shown = jnp.broadcast_to(jnp.asarray(shown, jnp.int32), batch).reshape(-1)
+        shown = jnp.broadcast_to(jnp.minimum(_shown(shown, batch), size), batch).reshape(-1)
         counts = jnp.where(shown >= length, length, jnp.maximum(shown - slots, 0))
     if gate is not None:
+        gate = fixed("gate", gate)
         check_range("gate", gate, 0.0, math.inf, open_low=True, open_high=True)
         room = length
     if importance.ndim == k.ndim - 2:
@@ -111,7 +115,8 @@ def compress(
     count = math.prod(batch)
     flat = [x.reshape(count, *x.shape[len(batch) :]) for x in (k, v, importance)]
     flat_mask = None if mask is None else mask.reshape(count, length)
-    rules = _Rules(room, levels, block, adaptive, half_life, temper, gate)
+    half_life = None if half_life is None else float(half_life)
+    rules = _Rules(int(room), int(levels), min(int(block), max(length, 1)), adaptive, half_life, float(temper), gate)
     out = _condensed(rules, *vary_together((*flat, flat_mask, counts)))
     keys, values, log_mass = (x.reshape(*batch, *x.shape[1:]) for x in (out.keys, out.values, out.log_mass))
     return Memory(keys=keys, values=values, log_mass=log_mass)
@@ -147,8 +152,10 @@ def _condensed(
             log_kept, log_rest = (jnp.where(chosen, x.log_mass, -jnp.inf) for chosen in (kept, ~kept))
         else:
             above = over(importance, mask, count, rules.half_life, rules.block, rules.adaptive) / rules.gate
+            above = above.astype(x.log_mass.dtype)
             log_kept, log_rest = (x.log_mass + jax.nn.log_sigmoid(z) for z in (above, -above))
-        where = slot_of(x.position, len(k), block=rules.block, levels=rules.levels)
+        _, length = positions(len(k), mask)
+        where = slot_of(x.position, length, block=rules.block, levels=rules.levels)
         return condense(x, log_kept, log_rest, where, room=rules.room, levels=rules.levels, temper=rules.temper)
 
     heads = jax.vmap(one, in_axes=(1, 1, 1, None, None), out_axes=1)  # over K
@@ -171,7 +178,18 @@ def tokens(
     if mask is not None:
         k, v = (jnp.where(mask[:, None], x, 0) for x in (k, v))
         importance, log_mass = (jnp.where(mask, x, -jnp.inf) for x in (importance, log_mass))
-    return Entries(k, v, log_mass, importance, start + jnp.arange(len(k), dtype=jnp.int32))
+    return Entries(k, v, log_mass, importance, start + positions(len(k), mask)[0])
+
+
+def _shown(shown: jax.Array | int, batch: tuple[int, ...]) -> jax.Array:
+    if not isinstance(shown, jax.Array):
+        if not getattr(shown, "ndim", 0):
+            check_whole("shown", shown, 0)
+        shown = jnp.asarray(shown)
+    check_dtype("integer", shown=shown)
+    if shown.shape not in ((), batch):
+        raise ValueError(f"shown: expected shape () or {batch}, got {shown.shape}")
+    return shown.astype(jnp.int32)
 
 
 def check_kv(k: jax.Array, v: jax.Array, importance: jax.Array, mask: jax.Array | None) -> tuple[tuple[int, ...], int]:

@@ -38,11 +38,11 @@ def slot_of(position: jax.Array, length: jax.Array | int, *, block: int, levels:
     nodes of two leaves, one or two of four, and so on: the digits 1 and 2 of the number of blocks in base 2. Nodes of
     the last level and above it are one. A longer prefix joins whole nodes.
     """
-    blocks = (jnp.asarray(length, jnp.int32) + block - 1) // block
+    blocks = (jnp.asarray(length, jnp.int32) - 1) // block + 1
     age = blocks - 1 - position // block
     slot, below = jnp.zeros_like(age), jnp.zeros_like(blocks)
-    for level in range(levels - 1):
-        digit = jnp.where(blocks % 2 == 1, 1, 2)
+    for level in range(min(levels - 1, 31)):  # of 2^31 blocks there are no more
+        digit = jnp.where(blocks == 0, 0, 2 - blocks % 2)
         older = (age - below) >> level  # 0 is the newer node of this level, 1 the older if there is one
         here = (older >= 0) & (older < digit)
         slot = jnp.where(here, 2 * (levels - 1 - level) - older, slot)
@@ -77,23 +77,30 @@ def condense(
     member = (slots[None, :] == jnp.arange(slot_count(levels), dtype=slots.dtype)[:, None]) & rest[None]
     filled = jnp.any(member, axis=1)
     log_mass = jnp.where(rest, log_rest, 0)  # no infinities, whose gradients would be NaN
-    log_weight = log_mass + (temper * jnp.where(rest, x.importance, 0) if temper else 0)
-    top = jax.lax.stop_gradient(jnp.max(jnp.where(member, log_weight[None], -jnp.inf), axis=1))
-    top = jnp.where(filled, top, 0)
-    weight = jnp.where(member, jnp.exp(jnp.where(member, log_weight[None] - top[:, None], 0)), 0)
-    total = jnp.where(filled, jnp.sum(weight, axis=1), 1)
-    share = weight / total[:, None]
-    mass = jnp.where(filled, jnp.sum(jnp.where(member, jnp.exp(log_mass)[None], 0), axis=1), 1)
+
+    def summed(logs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of each slot the log of the sum, and each entry's share of it."""
+        top = jax.lax.stop_gradient(jnp.max(jnp.where(member, logs[None], -jnp.inf), axis=1))
+        top = jnp.where(filled, top, 0)
+        part = jnp.where(member, jnp.exp(jnp.where(member, logs[None] - top[:, None], 0)), 0)
+        total = jnp.where(filled, jnp.sum(part, axis=1), 1)
+        return top + jnp.log(total), part / total[:, None]
+
+    log_sum, share = summed(log_mass)
+    importance = jnp.zeros_like(log_sum)
+    if temper:
+        # Beside more than this the digits of the mass would be lost.
+        log_weight, share = summed(log_mass + jnp.clip(temper * jnp.where(rest, x.importance, 0), -1e4, 1e4))
+        importance = (log_weight - log_sum) / temper
 
     def mean(a: jax.Array) -> jax.Array:
         a = jnp.where(rest[:, None], a, 0).astype(dtype)
         return jnp.einsum("sn,nd->sd", share, a, precision="highest").astype(a.dtype)
 
-    importance = (top + jnp.log(total) - jnp.log(mass)) / temper if temper else jnp.zeros_like(top)
     merged = Entries(
         mean(x.keys).astype(x.keys.dtype),
         mean(x.values).astype(x.values.dtype),
-        jnp.where(filled, jnp.log(mass), -jnp.inf),
+        jnp.where(filled, log_sum, -jnp.inf),
         jnp.where(filled, importance, -jnp.inf),
         jnp.max(jnp.where(member, x.position[None], 0), axis=1),
     )

@@ -93,6 +93,13 @@ def attend(
     """
     check_memory(memory)
     check_dtype("floating", q=q)
+    batch = memory.keys.shape[:-3]
+    if batch != q.shape[:-3]:
+        hint = "for one memory and many questions jax.vmap over q alone"
+        raise ValueError(f"memory: leading dims {batch} disagree with {q.shape[:-3]} of q; {hint}")
+    for name, x in (("keys", memory.keys), ("values", memory.values)):
+        if x.dtype != q.dtype:
+            raise TypeError(f"memory: dtype {x.dtype} of {name} disagrees with {q.dtype} of q; cast one of them")
     sizes = check_shapes(q=(q, "*THD"), keys=(memory.keys, "*MKD"))
     if (k is None) != (v is None):
         raise ValueError("v: k and v are both given or both None")
@@ -122,7 +129,7 @@ def attend(
         log_mass = jnp.concatenate([log_mass, one], axis=-2)
     elif mask is not None:
         raise ValueError("mask: is of new tokens, and there are none; an empty entry has a log_mass of -inf")
-    if H % K:
+    if K == 0 or H % K:
         raise ValueError(f"memory: {K} heads do not divide the {H} heads of q")
     bias = jnp.repeat(jnp.swapaxes(log_mass, -1, -2), H // K, axis=-2)[..., None, :]  # [..., H, 1, M + S]
     return attention(
@@ -145,7 +152,11 @@ def check_memory(memory: Memory) -> dict[str, int]:
         raise TypeError(f"memory: expected a Memory, got {type(memory).__name__}")
     keys, values, log_mass = memory.keys, memory.values, memory.log_mass
     check_dtype("floating", keys=keys, values=values, log_mass=log_mass)
-    return check_shapes(keys=(keys, "*MKD"), values=(values, "*MKE"), log_mass=(log_mass, "*MK"))
+    sizes = check_shapes(keys=(keys, "*MKD"), values=(values, "*MKE"), log_mass=(log_mass, "*MK"))
+    for name, batch in (("values", values.shape[:-3]), ("log_mass", log_mass.shape[:-2])):
+        if batch != keys.shape[:-3]:
+            raise ValueError(f"{name}: leading dims {batch} disagree with {keys.shape[:-3]} of keys of the memory")
+    return sizes
 
 
 def filled(memory: Memory) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -11,7 +11,7 @@ from rlx._checks import check_range, check_whole
 from rlx._compat import vary_together
 from rlx._numerics import wide
 
-from ._allocate import check_policies, choose
+from ._allocate import check_policies, choose, fixed, positions
 from ._compress import check_kv, levels_for, tokens
 from ._entries import Entries, condense, slot_count, slot_of
 from ._memory import Memory
@@ -19,7 +19,7 @@ from ._memory import Memory
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["memory", "importance", "position", "length"],
+    data_fields=["memory", "importance", "position", "length", "means"],
     meta_fields=["block", "levels", "half_life", "temper"],
 )
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,9 @@ class Stream:
       memory: of M entries, kept tokens in their order, empty ones, then means, oldest first.
       importance: `[..., M, K]`, of each entry.
       position: `[..., M, K]` int32, of each entry; of a mean, that of its newest token.
-      length: how many tokens have come, padding too; `vmap` over streams for examples of different lengths.
+      length: `[...]` int32, how many tokens have come of each example, without padding.
+      means: `[..., N, K, D]` and `[..., N, K, E]`, keys and values of the means in float32, from which they go on: a
+        mean that is rounded in each update would stand still. N is 0 if the memory is not in half precision.
       block: as in `compress`.
       levels: as there.
       half_life: as there.
@@ -41,6 +43,7 @@ class Stream:
     importance: jax.Array
     position: jax.Array
     length: jax.Array
+    means: tuple[jax.Array, jax.Array]
     block: int = field(default=64)
     levels: int = field(default=1)
     half_life: float | None = field(default=None)
@@ -91,12 +94,14 @@ def stream(
     batch, _ = check_kv(k, v, importance, mask)
     check_whole("size", size, 1)
     check_policies(size, block, half_life)
-    check_range("temper", temper, 0.0, float("inf"), open_high=True)
+    check_range("temper", fixed("temper", temper), 0.0, float("inf"), open_high=True)
     levels = levels_for(size, size * block, block) if levels is None else levels
     check_whole("levels", levels, 0)
     if slot_count(levels) > size:
         raise ValueError(f"levels: {levels} levels have {slot_count(levels)} means, more than the {size} entries")
     shape, dtype = (*batch, size, k.shape[-2]), wide(k.dtype)
+    means = (*batch, slot_count(levels) if k.dtype != dtype else 0, k.shape[-2])
+    mean_keys, mean_values = (jnp.zeros_like(x, shape=(*means, x.shape[-1]), dtype=dtype) for x in (k, v))
     empty = Memory(
         keys=jnp.zeros_like(k, shape=(*shape, k.shape[-1])),
         values=jnp.zeros_like(v, shape=(*shape, v.shape[-1])),
@@ -106,11 +111,12 @@ def stream(
         memory=empty,
         importance=jnp.full_like(k, -jnp.inf, shape=shape, dtype=dtype),
         position=jnp.zeros_like(k, shape=shape, dtype=jnp.int32),
-        length=jnp.zeros((), jnp.int32),
-        block=block,
-        levels=levels,
-        half_life=half_life,
-        temper=temper,
+        length=jnp.zeros_like(k, shape=batch, dtype=jnp.int32),
+        means=(mean_keys, mean_values),
+        block=int(block),
+        levels=int(levels),
+        half_life=None if half_life is None else float(half_life),
+        temper=float(temper),
     )
     return update(state, k, v, importance, mask=mask) if k.shape[-3] else state
 
@@ -122,14 +128,15 @@ def update(
 
     The largest of a union are the largest of its parts' largest, and a mean's tokens are in one node of the tree for
     ever. So in whatever pieces a prefix comes, the memory is that of `compress` with as many levels, except that kept
-    tokens stand in `size - means` places from the first.
+    tokens stand in `size - means` places from the first; and a prefix of no more than `size` tokens, which `compress`
+    keeps as it is, has means here as soon as it has more than `size - means`.
 
     Args:
       state: of the tokens before.
       k: `[..., T, K, D]`, the next tokens.
       v: `[..., T, K, E]`.
       importance: `[..., T]` or `[..., T, K]`.
-      mask: `[..., T]` bool, false for padding, which has a position and is in no entry.
+      mask: `[..., T]` bool, false for padding, which has no position and is in no entry, wherever it stands.
 
     Returns:
       The stream, of the same size; its memory is `state.memory`.
@@ -160,15 +167,16 @@ def update(
         importance = jnp.broadcast_to(importance[..., None], k.shape[:-1])
     count = math.prod(batch)
     entries = Entries(old.keys, old.values, old.log_mass, state.importance, state.position)
-    flat = jax.tree.map(lambda x: x.reshape(count, *x.shape[len(batch) :]), (entries, k, v, importance, mask))
+    tree = (entries, state.means, k, v, importance, mask, state.length)
+    flat = jax.tree.map(lambda x: x.reshape(count, *x.shape[len(batch) :]), tree)
     rules = (state.block, state.levels, state.half_life, state.temper)
-    out = _joined(rules, *vary_together((*flat, state.length)))
-    out = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), out)
+    out, means = jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), _joined(rules, *vary_together(flat)))
     return Stream(
         memory=Memory(keys=out.keys, values=out.values, log_mass=out.log_mass),
         importance=out.importance,
         position=out.position,
-        length=state.length + length,
+        length=state.length + (length if mask is None else jnp.sum(mask, axis=-1, dtype=jnp.int32)),
+        means=means,
         block=state.block,
         levels=state.levels,
         half_life=state.half_life,
@@ -180,27 +188,47 @@ def update(
 def _joined(
     rules: tuple[int, int, float | None, float],
     x: Entries,
+    means: tuple[jax.Array, jax.Array],
     k: jax.Array,
     v: jax.Array,
     importance: jax.Array,
     mask: jax.Array | None,
     start: jax.Array,
-) -> Entries:
+) -> tuple[Entries, tuple[jax.Array, jax.Array]]:
     """Entries `[B, M, K, ...]` with new tokens joined: `k [B, T, K, D]`, `importance [B, T, K]`, `mask [B, T]`."""
     block, levels, half_life, temper = rules
-    room, length = x.log_mass.shape[1] - slot_count(levels), k.shape[1]
+    room, dtype, narrow = x.log_mass.shape[1] - slot_count(levels), x.log_mass.dtype, k.dtype
 
-    def one(x: Entries, k: jax.Array, v: jax.Array, importance: jax.Array, mask: jax.Array | None) -> Entries:
+    def one(
+        x: Entries,
+        means: tuple[jax.Array, jax.Array],
+        k: jax.Array,
+        v: jax.Array,
+        importance: jax.Array,
+        mask: jax.Array | None,
+        start: jax.Array,
+    ) -> tuple[Entries, tuple[jax.Array, jax.Array]]:
         """One example, one head."""
-        more = tokens(k, v, importance, mask, start, x.log_mass.dtype)
+        if narrow != dtype:
+            k, v = k.astype(dtype), v.astype(dtype)
+            keys, values = (
+                jnp.concatenate([a[:room].astype(dtype), b]) for a, b in zip((x.keys, x.values), means, strict=True)
+            )
+            x = x._replace(keys=keys, values=values)
+        more = tokens(k, v, importance, mask, start, dtype)
         x, had = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x, more), len(x.log_mass)
         # Means come after what was kept and can not be kept again.
         index = jnp.arange(len(x.log_mass), dtype=jnp.int32)
         single = (x.log_mass > -jnp.inf) & ((index < room) | (index >= had))
-        kept = choose(x.importance, single, room, half_life, x.position)
-        where = slot_of(x.position, start + length, block=block, levels=levels)
+        end = start + positions(len(k), mask)[1]
+        kept = choose(x.importance, single, room, half_life, end - 1 - x.position)
+        where = slot_of(x.position, end, block=block, levels=levels)
         log_kept, log_rest = (jnp.where(chosen, x.log_mass, -jnp.inf) for chosen in (kept, ~kept))
-        return condense(x, log_kept, log_rest, where, room=room, levels=levels, temper=temper)
+        x = condense(x, log_kept, log_rest, where, room=room, levels=levels, temper=temper)
+        if narrow != dtype:
+            means = (x.keys[room:], x.values[room:])
+        return x._replace(keys=x.keys.astype(narrow), values=x.values.astype(narrow)), means
 
-    heads = jax.vmap(one, in_axes=(1, 1, 1, 1, None), out_axes=1)
-    return jax.vmap(heads, in_axes=(0, 0, 0, 0, None if mask is None else 0))(x, k, v, importance, mask)
+    heads = jax.vmap(one, in_axes=(1, 1, 1, 1, 1, None, None), out_axes=1)
+    batched = jax.vmap(heads, in_axes=(0, 0, 0, 0, 0, None if mask is None else 0, 0))
+    return batched(x, means, k, v, importance, mask, start)
