@@ -9,11 +9,10 @@ import jax
 import numpy as np
 
 from rlx._checks import check_choice, check_whole
-from rlx._names import some
 from rlx._tree import replace_leaves
 
 from ._quantize import Bits, quantize
-from ._rules import as_leaf, as_matrix, compiled, exactly, is_low_bit, matrices
+from ._rules import as_leaf, as_matrix, exactly, is_low_bit, matching, matrices
 from ._scales import Scale
 
 Table = Mapping[str, Mapping[int, float]]
@@ -107,15 +106,12 @@ def sensitivity(
         raise ValueError("choices: there are no bits to try")
     for bits in choices:
         check_choice("choices", bits, (2, 4, 8))
-    pattern, leaves = compiled("where", where), matrices(params)
-    chosen = [path for path in leaves if pattern.search(path)]
-    if not chosen:
-        raise ValueError(f"where: {where!r} matches no weight; the paths are {some(leaves, 40) or 'none'}")
+    chosen = matching(matrices(params), "where", where)
     measure = jax.jit(loss)
     base = float(measure(params))
 
     def rounded(path: str, bits: Bits) -> Any:
-        leaf = leaves[path]
+        leaf = chosen[path]
         low = quantize(as_matrix(path, leaf), bits, block=block, scale=scale)
         return replace_leaves(params, {path: as_leaf(path, low.dense(), leaf)}, is_low_bit)
 

@@ -10,7 +10,7 @@ from rlx import weights
 from rlx._names import some
 from rlx._tree import key_at, named_leaves, replace_leaves
 
-from ._rules import compiled, is_kernel, is_low_bit, matrices
+from ._rules import is_kernel, is_low_bit, matching, matrices
 
 
 def calibrate(
@@ -46,11 +46,7 @@ def calibrate(
       >>> found["up.weight"].tolist()
       [[2.0, 0.0], [0.0, 2.0]]
     """
-    pattern = compiled("where", where)
-    leaves = matrices(params)
-    chosen = {path: leaf for path, leaf in leaves.items() if pattern.search(path)}
-    if not chosen:
-        raise ValueError(f"where: {where!r} matches no weight; the paths are {some(leaves, 40) or 'none'}")
+    chosen = matching(matrices(params), "where", where)
     kernels = [path for path in chosen if is_kernel(path)]
     if kernels:
         raise ValueError(f"params: {some(kernels)} are kernels of flax; give gptq the moments of their inputs yourself")

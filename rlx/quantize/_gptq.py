@@ -9,9 +9,9 @@ from jax import lax
 
 from rlx import weights
 from rlx._checks import check_dtype, check_range, check_whole
-from rlx.weights._lowbit import RANGE, pack, spread
+from rlx.weights._lowbit import RANGE, spread
 
-from ._quantize import Activations, Bits, checked_block, quantize
+from ._quantize import Activations, Bits, checked_block, packed, quantize
 from ._scales import Scale
 
 _COLUMNS = 64  # whose errors are passed on within a block before one product passes them on to the rest
@@ -83,15 +83,7 @@ def gptq(
     checked_block(w, block)
     plain = quantize(w, bits, block=block, activations=activations, scale=scale)
     codes, scales = _stacked(w, moment, plain.integers(), plain.scale, damping, bits, block, int(sweeps))
-    return weights.QuantizedWeight(
-        codes=pack(codes.astype(jnp.int8), bits),
-        scale=scales,
-        bits=bits,
-        inputs=w.shape[-1],
-        block=block,
-        activations=activations,
-        dtype=np.dtype(w.dtype),
-    )
+    return packed(w, codes, scales, bits=bits, block=block, activations=activations)
 
 
 def output_error(w: jax.Array, q: jax.Array, moment: jax.Array) -> jax.Array:

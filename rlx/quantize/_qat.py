@@ -5,14 +5,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rlx import weights
 from rlx._checks import check_choice
 from rlx._tree import replace_leaves
-from rlx.weights._lowbit import RANGE, pack
+from rlx.weights._lowbit import RANGE
 
-from ._quantize import Activations, Bits, checked_block, quantize
+from ._quantize import Activations, Bits, checked_block, packed, quantize
 from ._rules import Rule, as_matrix, as_weight, is_low_bit, matrices, plan_bits
 
 Scales = dict[str, jax.Array]
@@ -110,15 +109,8 @@ def _frozen(w: weights.FakeQuantized) -> weights.QuantizedWeight:
     codes, scale = w.codes(), w.positive_scale()
     # There is no code for NaN: it shows in the scale that it shares.
     lost = jnp.any(jnp.isnan(codes).reshape(*scale.shape, -1), axis=-1)
-    return weights.QuantizedWeight(
-        codes=pack(codes.astype(jnp.int8), w.bits),
-        scale=jnp.where(lost, jnp.nan, scale),
-        bits=w.bits,
-        inputs=w.shape[-1],
-        block=w.block,
-        activations=w.activations,
-        dtype=np.dtype(w.dtype),
-    )
+    scale = jnp.where(lost, jnp.nan, scale)
+    return packed(w, codes, scale, bits=w.bits, block=w.block, activations=w.activations)
 
 
 def _lsq_start(w: jax.Array, bits: Bits, block: int | None) -> jax.Array:

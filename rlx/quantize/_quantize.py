@@ -59,9 +59,22 @@ def quantize(
     check_dtype("floating", w=w)
     w = jnp.asarray(w)
     codes, scales = _codes(w, bits, block, scale)
+    return packed(w, codes, scales, bits=bits, block=block, activations=activations)
+
+
+def packed(
+    w: jax.Array | weights.FakeQuantized,
+    codes: jax.Array,
+    scale: jax.Array,
+    *,
+    bits: int,
+    block: int | None,
+    activations: Activations,
+) -> weights.QuantizedWeight:
+    """The quantised weight of these codes `[..., out, in]` and scales, of the shape and dtype of `w`."""
     return weights.QuantizedWeight(
         codes=pack(codes.astype(jnp.int8), bits),
-        scale=scales,
+        scale=scale,
         bits=bits,
         inputs=w.shape[-1],
         block=block,

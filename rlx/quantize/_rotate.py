@@ -11,7 +11,7 @@ from rlx._names import some
 from rlx._tree import replace_leaves
 from rlx.weights._hadamard import rotated
 
-from ._rules import compiled, is_kernel, is_low_bit, matrices
+from ._rules import is_kernel, is_low_bit, matching, matrices
 
 
 def rotate(w: jax.Array, *, seed: int = 0) -> weights.Hadamard:
@@ -75,11 +75,7 @@ def rotate_tree(params: Any, *, where: str = "", seed: int = 0) -> Any:
       >>> type(small["up"]["weight"]).__name__, type(small["up"]["weight"].base).__name__
       ('Hadamard', 'QuantizedWeight')
     """
-    pattern = compiled("where", where)
-    leaves = matrices(params)
-    chosen = {path: leaf for path, leaf in leaves.items() if pattern.search(path)}
-    if not chosen:
-        raise ValueError(f"where: {where!r} matches no weight; the paths are {some(leaves, 40) or 'none'}")
+    chosen = matching(matrices(params), "where", where)
     kernels = [path for path in chosen if is_kernel(path)]
     if kernels:
         raise ValueError(f"where: {some(kernels)} are kernels of flax, whose modules would multiply by what is turned")

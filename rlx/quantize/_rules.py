@@ -56,10 +56,7 @@ def plan_bits(params: Any, rule: Rule) -> dict[str, Bits]:
     chosen: dict[str, Bits] = {}
     for pattern, bits in rule.items():
         check_choice(f"rule[{pattern!r}]", bits, (2, 4, 8))
-        matched = [path for path in found if compiled("rule", pattern).search(path)]
-        if not matched:
-            raise ValueError(f"rule: {pattern!r} matches no weight; the paths are {some(found, 40) or 'none'}")
-        for path in matched:
+        for path in matching(found, "rule", pattern):
             chosen.setdefault(path, bits)
     return {path: chosen[path] for path in found if path in chosen}
 
@@ -105,6 +102,15 @@ def matrices(params: Any) -> dict[str, Any]:
     named_leaves(params, is_low_bit)  # two leaves of one path are refused
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_low_bit)
     return {name: leaf for path, leaf in leaves if _is_weight(path, leaf) for name in [_name(path)]}
+
+
+def matching(found: Mapping[str, Any], name: str, pattern: Any) -> dict[str, Any]:
+    """Those of the weights whose path a regular expression is found in; none is an error that names the argument."""
+    searched = compiled(name, pattern)
+    matched = {path: leaf for path, leaf in found.items() if searched.search(path)}
+    if not matched:
+        raise ValueError(f"{name}: {pattern!r} matches no weight; the paths are {some(found, 40) or 'none'}")
+    return matched
 
 
 def as_weight(path: str, leaf: jax.Array) -> weights.Weight:
