@@ -130,19 +130,9 @@ def tuned(params: Any, rule: Any, text: np.ndarray, config: Config) -> Any:
 
 def total_bytes(params: Any, rule: Any) -> int:
     """Bytes of the quantised weights in a file."""
-    sizes = sizes_of(params)
-    return sum(sizes[path][bits] for path, bits in quantize.plan_bits(params, rule).items())
-
-
-def sizes_of(params: Any) -> dict[str, dict[int, int]]:
-    """Bytes of each weight at each number of bits."""
-    leaves = quantize.plan_bits(params, 8)
-    shapes = {jax.tree_util.keystr(p, simple=True, separator="."): leaf.shape for p, leaf in _paths(params)}
-    return {path: {bits: quantize.weight_bytes(shapes[path], bits) for bits in (2, 4, 8)} for path in leaves}
-
-
-def _paths(params: Any) -> Any:
-    return jax.tree_util.tree_leaves_with_path(params)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    shapes = {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
+    return sum(quantize.weight_bytes(shapes[path], bits) for path, bits in quantize.plan_bits(params, rule).items())
 
 
 @jax.jit
@@ -220,7 +210,7 @@ class Bench:
         target = jax.jit(logits)(self.params, self.batches[0])
         errors = quantize.sensitivity(lambda params: score(params, self.batches[0], target)[1], self.params)
         budget = total_bytes(self.params, rule)
-        chosen = quantize.allocate(errors, sizes_of(self.params), budget)
+        chosen = quantize.allocate(errors, quantize.sizes(self.params), budget)
         moments = self.calibrate(self.params)
         small = [quantize.quantize_tree(self.params, r, scale="mse", moments=moments) for r in (rule, chosen.rule)]
         uniform, own = (self.judge(one)[1] for one in small)

@@ -1,14 +1,14 @@
 """What quantised weights do while a function is traced for TensorFlow Lite: a product takes an argument's place."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlx import weights
-from rlx.weights._lowbit import spread
+from rlx.weights._lowbit import pack, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,7 @@ class Recorder:
 
     def matmul(self, x: jax.Array, w: weights.QuantizedWeight) -> jax.Array:
         """A float product of two-dimensional operands, which becomes one fully connected operation."""
+        w = _own(w)
         if w.block is not None:
             raise NotImplementedError("a weight with a scale for each block is not exported: quantise with block=None")
         if w.bits == 2 and w.activations == "float":
@@ -69,6 +70,7 @@ class Recorder:
 
     def take(self, w: weights.QuantizedWeight, ids: jax.Array) -> jax.Array:
         """Rows of packed codes, unpacked by float arithmetic: there are no builtins for shifts of bytes."""
+        w = _own(w)
         _integers(w)
         inside = (ids >= 0) & (ids < w.shape[0])
         safe = jnp.clip(ids, 0, w.shape[0] - 1)
@@ -87,6 +89,16 @@ class Recorder:
         scale = np.asarray(w.scale, np.float32)
         spread_out = scale[..., None] if w.block is None else np.repeat(scale, w.block, axis=-1)
         return jnp.asarray((_integers(w).astype(np.float32) * spread_out).astype(w.dtype))
+
+
+def _own(w: weights.QuantizedWeight) -> weights.QuantizedWeight:
+    """A layer out of a stack of mixed bits, at its own."""
+    if w.layer_bits is None or isinstance(w.layer_bits, jax.core.Tracer) or np.ndim(w.layer_bits):
+        return w
+    bits = int(w.layer_bits)
+    with jax.ensure_compile_time_eval():
+        codes = pack(jnp.asarray(_integers(w)), bits)
+    return replace(w, codes=codes, bits=bits, layer_bits=None)
 
 
 def _integers(w: weights.QuantizedWeight) -> np.ndarray:

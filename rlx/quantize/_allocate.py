@@ -9,10 +9,21 @@ import jax
 import numpy as np
 
 from rlx._checks import check_choice, check_whole
-from rlx._tree import replace_leaves
+from rlx._tree import named_leaves, replace_leaves
 
+from ._layers import LayerBits
 from ._quantize import Bits, quantize
-from ._rules import as_leaf, as_matrix, exactly, is_low_bit, matching, matrices
+from ._rules import (
+    as_leaf,
+    as_matrix,
+    as_weight,
+    exactly,
+    is_one,
+    layers_of,
+    matching,
+    matching_layers,
+    matrices,
+)
 from ._scales import Scale
 
 Table = Mapping[str, Mapping[int, float]]
@@ -23,7 +34,7 @@ class Allocation:
     """Bits for each weight.
 
     Attributes:
-      bits: by path.
+      bits: by path, or by the name of each layer of a stack, as in the errors that it is from.
       bytes: all weights together, as `weight_bytes` counts.
       error: the sum of the measured errors. Errors of several weights together need not add up: judge the result.
     """
@@ -34,16 +45,16 @@ class Allocation:
 
     @property
     def rule(self) -> dict[str, Bits]:
-        """For `quantize_tree` and `qat`: bits by a regular expression that is one path."""
+        """For `quantize_tree` and `qat`: bits by a regular expression that is one path, or one layer's name."""
         return {exactly(path): bits for path, bits in self.bits.items()}
 
 
-def weight_bytes(shape: Sequence[int], bits: Bits, *, block: int | None = None) -> int:
+def weight_bytes(shape: Sequence[int], bits: LayerBits, *, block: int | None = None) -> int:
     """Bytes of a quantised weight in a TensorFlow Lite file: codes in one run, a scale and a zero point an output.
 
     Args:
       shape: `(..., out, in)`; leading axes are stacked layers, each a weight of its own in the file.
-      bits: 2, 4 or 8.
+      bits: 2, 4 or 8; or a tuple with one for each layer of the first axis, as from `plan_bits`.
       block: a float32 scale for each block instead, and no zero points. Such weights are not exported; these are
         the bytes of their arrays.
 
@@ -51,16 +62,21 @@ def weight_bytes(shape: Sequence[int], bits: Bits, *, block: int | None = None) 
       Bytes of codes padded to the 16 that the format aligns buffers to, 4 for a scale, 8 for a zero point.
 
     Raises:
-      ValueError: a shape that is no matrix; bits that are not 2, 4 or 8; a block that does not divide the inputs.
+      ValueError: a shape that is no matrix; bits that are not 2, 4 or 8, or not one for each layer; a block that
+        does not divide the inputs.
 
     Example:
       >>> from rlx import quantize
-      >>> [quantize.weight_bytes((256, 512), bits) for bits in (2, 4, 8)]
-      [35840, 68608, 134144]
+      >>> [quantize.weight_bytes((256, 512), bits) for bits in (2, 4, 8)], quantize.weight_bytes((2, 256, 512), (8, 2))
+      ([35840, 68608, 134144], 169984)
     """
-    check_choice("bits", bits, (2, 4, 8))
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"shape: expected (..., out, in), got {tuple(shape)}")
+    if isinstance(bits, tuple):
+        if len(shape) < 3 or len(bits) != shape[0]:
+            raise ValueError(f"bits: {len(bits)} of them are not one for each layer of {tuple(shape)}")
+        return sum(weight_bytes(shape[1:], one, block=block) for one in bits)
+    check_choice("bits", bits, (2, 4, 8))
     *stack, out, inputs = (int(size) for size in shape)
     if block is not None and (block < 1 or inputs % block):
         raise ValueError(f"block: {block} does not divide the {inputs} inputs")
@@ -69,12 +85,52 @@ def weight_bytes(shape: Sequence[int], bits: Bits, *, block: int | None = None) 
     return math.prod(stack) * (-(-codes // 16) * 16 + scales)
 
 
+def sizes(
+    params: Any,
+    *,
+    choices: Sequence[Bits] = (2, 4, 8),
+    where: str = "",
+    by_layer: bool = False,
+    block: int | None = None,
+) -> dict[str, dict[int, int]]:
+    """The bytes of each weight at each number of bits, for `allocate`.
+
+    Args:
+      params: a tree of arrays.
+      choices: the bits.
+      where: as in `sensitivity`.
+      by_layer: as in `sensitivity`.
+      block: as in `weight_bytes`.
+
+    Returns:
+      By path (or name of a layer) and bits, what `weight_bytes` counts.
+
+    Raises:
+      ValueError: as `sensitivity`, and a block that does not divide the inputs.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from rlx import quantize
+      >>> quantize.sizes({"layers": {"up": {"weight": jnp.ones((2, 4, 8))}}}, choices=(2, 8), by_layer=True)
+      {'layers.0.up.weight': {2: 64, 8: 80}, 'layers.1.up.weight': {2: 64, 8: 80}}
+    """
+    _check_bits(choices)
+    found = matrices(params)
+    table: dict[str, dict[int, int]] = {}
+    for name, (path, layer) in _sites(found, where, by_layer).items():
+        shape = as_weight(path, found[path]).shape
+        own = shape if layer is None else shape[1:]
+        table[name] = {bits: weight_bytes(own, bits, block=block) for bits in choices}
+    return table
+
+
 def sensitivity(
     loss: Callable[[Any], Any],
     params: Any,
     *,
     choices: Sequence[Bits] = (2, 4, 8),
     where: str = "",
+    by_layer: bool = False,
     block: int | None = None,
     scale: Scale = "mse",
 ) -> dict[str, dict[int, float]]:
@@ -85,11 +141,13 @@ def sensitivity(
       params: float parameters.
       choices: the bits to try.
       where: a regular expression searched in the path of each weight; "" is all of them.
+      by_layer: whether the layers of a stack are weights of their own, by their names (see `plan_bits`, and `where`
+        is searched there too); else a stack is one weight.
       block: as in `quantize`.
       scale: as in `quantize`.
 
     Returns:
-      By path and bits, `loss(rounded) - loss(params)`. A stack of layers is one weight; noise may make it negative.
+      By path (or name of a layer) and bits, `loss(rounded) - loss(params)`. Noise may make it negative.
 
     Raises:
       ValueError: `where` matches no weight, no choice, bits that are not 2, 4 or 8.
@@ -102,20 +160,22 @@ def sensitivity(
       >>> found["b.weight"], found["a.weight"][2] > found["a.weight"][8]
       ({2: 0.0, 8: 0.0}, True)
     """
-    if not choices:
-        raise ValueError("choices: there are no bits to try")
-    for bits in choices:
-        check_choice("choices", bits, (2, 4, 8))
-    chosen = matching(matrices(params), "where", where)
+    _check_bits(choices)
+    found, leaves = matrices(params), named_leaves(params, is_one)
+    chosen = _sites(found, where, by_layer)
     measure = jax.jit(loss)
     base = float(measure(params))
 
-    def rounded(path: str, bits: Bits) -> Any:
-        leaf = chosen[path]
-        low = quantize(as_matrix(path, leaf), bits, block=block, scale=scale)
-        return replace_leaves(params, {path: as_leaf(path, low.dense(), leaf)}, is_low_bit)
+    def rounded(path: str, layer: int | None, bits: Bits) -> Any:
+        matrix = as_matrix(path, found[path])
+        part = matrix if layer is None else matrix[layer]
+        low = quantize(part, bits, block=block, scale=scale).dense()
+        whole = low if layer is None else matrix.at[layer].set(low)
+        return replace_leaves(params, {path: as_leaf(path, whole, leaves[path])}, is_one)
 
-    return {path: {bits: float(measure(rounded(path, bits))) - base for bits in choices} for path in chosen}
+    return {
+        name: {bits: float(measure(rounded(*site, bits))) - base for bits in choices} for name, site in chosen.items()
+    }
 
 
 def allocate(errors: Table, sizes: Table, budget: int) -> Allocation:
@@ -172,6 +232,25 @@ def allocate(errors: Table, sizes: Table, budget: int) -> Allocation:
         at = previous[at]
     bits = {path: bits_of[path] for path in errors}
     return Allocation(bits=bits, bytes=int(used[-1]), error=float(total[-1]))
+
+
+def _check_bits(choices: Sequence[Bits]) -> None:
+    if not choices:
+        raise ValueError("choices: there are no bits to try")
+    for bits in choices:
+        check_choice("choices", bits, (2, 4, 8))
+
+
+def _sites(found: Mapping[str, Any], where: str, by_layer: bool) -> dict[str, tuple[str, int | None]]:
+    """The weights to choose bits for by name: the path of each, and the layer of a stack that is taken apart."""
+    if not by_layer:
+        return {path: (path, None) for path in matching(found, "where", where)}
+    names = layers_of(found)
+    return {
+        names[path][i]: (path, None if names[path] == (path,) else i)
+        for path, at in matching_layers(names, "where", where).items()
+        for i in at
+    }
 
 
 def _check_tables(errors: Table, sizes: Table) -> None:

@@ -10,7 +10,7 @@ from rlx import weights
 from rlx._names import some
 from rlx._tree import key_at, named_leaves, replace_leaves
 
-from ._rules import is_kernel, is_low_bit, matching, matrices
+from ._rules import is_kernel, is_one, matching, matrices
 
 
 def calibrate(
@@ -47,7 +47,7 @@ def calibrate(
       [[2.0, 0.0], [0.0, 2.0]]
     """
     chosen = matching(matrices(params), "where", where)
-    kernels = [path for path in chosen if is_kernel(path)]
+    kernels = [path for path, leaf in chosen.items() if is_kernel(path, leaf)]
     if kernels:
         raise ValueError(f"params: {some(kernels)} are kernels of flax; give gptq the moments of their inputs yourself")
     total = {
@@ -60,7 +60,7 @@ def calibrate(
         def result(moments: dict[str, jax.Array]) -> jax.Array:
             inside = matrices(params)
             watched = {path: weights.Observed(base=inside[path], moment=m) for path, m in moments.items()}
-            return _one_number(apply(replace_leaves(params, watched, is_low_bit), batch))
+            return _one_number(apply(replace_leaves(params, watched, is_one), batch))
 
         found = jax.grad(result)(jax.tree.map(jnp.zeros_like, total))
         return jax.tree.map(jnp.add, total, found)

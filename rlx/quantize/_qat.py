@@ -11,8 +11,9 @@ from rlx._checks import check_choice
 from rlx._tree import replace_leaves
 from rlx.weights._lowbit import RANGE
 
+from ._layers import over_layers, storage
 from ._quantize import Activations, Bits, checked_block, packed, quantize
-from ._rules import Rule, as_matrix, as_weight, is_low_bit, matrices, plan_bits
+from ._rules import Rule, as_matrix, as_weight, is_one, matrices, plan_bits
 
 Scales = dict[str, jax.Array]
 Start = Literal["mse", "minmax", "lsq"]
@@ -78,10 +79,11 @@ def qat(
         for path, bits in plan_bits(params, rule).items():
             w = as_matrix(path, leaves[path])
             checked_block(w, block)
-            found[path] = (
-                _lsq_start(w, bits, block) if start == "lsq" else quantize(w, bits, block=block, scale=start).scale
-            )
+            found[path] = over_layers(first, bits, w)
         return found
+
+    def first(bits: Bits, w: jax.Array) -> jax.Array:
+        return _lsq_start(w, bits, block) if start == "lsq" else quantize(w, bits, block=block, scale=start).scale
 
     def attached(params: Any, scales: Scales) -> dict[str, weights.FakeQuantized]:
         leaves, plan = matrices(params), plan_bits(params, rule)
@@ -93,14 +95,17 @@ def qat(
             expected = tuple(w.shape[:-1]) if block is None else (*w.shape[:-1], w.shape[-1] // block)
             if tuple(scale.shape) != expected:
                 raise ValueError(f"scales: that of {path} has shape {tuple(scale.shape)}, expected {expected}")
-            found[path] = weights.FakeQuantized(base=w, scale=scale, bits=bits, block=block, activations=activations)
+            most, own = storage(bits, w.shape)
+            found[path] = weights.FakeQuantized(
+                base=w, scale=scale, bits=most, block=block, activations=activations, layer_bits=own
+            )
         return found
 
     def attach(params: Any, scales: Scales) -> Any:
-        return replace_leaves(params, attached(params, scales), is_low_bit)
+        return replace_leaves(params, attached(params, scales), is_one)
 
     def freeze(params: Any, scales: Scales) -> Any:
-        return replace_leaves(params, {path: _frozen(w) for path, w in attached(params, scales).items()}, is_low_bit)
+        return replace_leaves(params, {path: _frozen(w) for path, w in attached(params, scales).items()}, is_one)
 
     return QAT(init, attach, freeze)
 
@@ -110,7 +115,7 @@ def _frozen(w: weights.FakeQuantized) -> weights.QuantizedWeight:
     # There is no code for NaN: it shows in the scale that it shares.
     lost = jnp.any(jnp.isnan(codes).reshape(*scale.shape, -1), axis=-1)
     scale = jnp.where(lost, jnp.nan, scale)
-    return packed(w, codes, scale, bits=w.bits, block=w.block, activations=w.activations)
+    return packed(w, codes, scale, bits=w.bits, block=w.block, activations=w.activations, layer_bits=w.layer_bits)
 
 
 def _lsq_start(w: jax.Array, bits: Bits, block: int | None) -> jax.Array:

@@ -70,6 +70,7 @@ def packed(
     bits: int,
     block: int | None,
     activations: Activations,
+    layer_bits: jax.Array | None = None,
 ) -> weights.QuantizedWeight:
     """The quantised weight of these codes `[..., out, in]` and scales, of the shape and dtype of `w`."""
     return weights.QuantizedWeight(
@@ -80,6 +81,7 @@ def packed(
         block=block,
         activations=activations,
         dtype=np.dtype(w.dtype),
+        layer_bits=layer_bits,
     )
 
 

@@ -11,7 +11,7 @@ from rlx._names import some
 from rlx._tree import replace_leaves
 from rlx.weights._hadamard import rotated
 
-from ._rules import is_kernel, is_low_bit, matching, matrices
+from ._rules import is_kernel, is_one, matching, matrices
 
 
 def rotate(w: jax.Array, *, seed: int = 0) -> weights.Hadamard:
@@ -76,7 +76,7 @@ def rotate_tree(params: Any, *, where: str = "", seed: int = 0) -> Any:
       ('Hadamard', 'QuantizedWeight')
     """
     chosen = matching(matrices(params), "where", where)
-    kernels = [path for path in chosen if is_kernel(path)]
+    kernels = [path for path, leaf in chosen.items() if is_kernel(path, leaf)]
     if kernels:
         raise ValueError(f"where: {some(kernels)} are kernels of flax, whose modules would multiply by what is turned")
-    return replace_leaves(params, {path: rotate(leaf, seed=seed) for path, leaf in chosen.items()}, is_low_bit)
+    return replace_leaves(params, {path: rotate(leaf, seed=seed) for path, leaf in chosen.items()}, is_one)

@@ -7,10 +7,13 @@ import jax
 
 from rlx import weights
 from rlx._tree import named_leaves, replace_leaves
+from rlx.weights._operations import Over
 
 from ._gptq import gptq
-from ._quantize import Activations, quantize
-from ._rules import Rule, as_leaf, as_matrix, is_low_bit, matrices, plan_bits
+from ._kernels import as_kernel, is_raw
+from ._layers import quantized
+from ._quantize import Activations, Bits, quantize
+from ._rules import Rule, as_matrix, is_one, matrices, plan_bits
 from ._scales import Scale
 
 
@@ -28,9 +31,9 @@ def quantize_tree(
 
     Args:
       params: a tree of arrays, some of which may be representations (the base of a LoRA is a weight). Kernels of
-        flax (`[in, out]`, by their name) are taken as the `[out, in]` matrices that they stand for; `nn.scan`'s
-        stacked ones are not recognised.
-      rule: 2, 4 or 8 for every weight, or bits by regular expression; see `plan_bits`.
+        flax (`[in, out]`, by their name) are taken as the `[out, in]` matrices that they stand for; those of more
+        axes that their bias does not explain are to be told by `kernels`.
+      rule: 2, 4 or 8 for every weight, or bits by regular expression, of single layers too; see `plan_bits`.
       block: as in `quantize`.
       activations: as in `quantize`.
       scale: as in `quantize`.
@@ -38,11 +41,13 @@ def quantize_tree(
       sweeps: as in `gptq`.
 
     Returns:
-      The tree with `weights.QuantizedWeight` in place of the matched arrays.
+      The tree with `weights.QuantizedWeight` in place of the matched arrays. A stack whose layers have different
+      bits is kept at the most of them; each layer's codes are those that it has alone.
 
     Raises:
       TypeError: the rule is neither bits nor a mapping.
-      ValueError: a pattern matches no weight; a block that does not divide the inputs of one (names it).
+      ValueError: a pattern matches no weight; a block that does not divide the inputs of one (names it); a
+        kernel of flax that can be read in more than one way.
 
     Example:
       >>> import jax.numpy as jnp
@@ -57,12 +62,15 @@ def quantize_tree(
         matrix = as_matrix(path, leaves[path])
         if block is not None and matrix.shape[-1] % block:
             raise ValueError(f"block: {block} does not divide the {matrix.shape[-1]} inputs of {path}")
-        if moments is not None and path in moments:
-            options: Any = {"block": block, "activations": activations, "scale": scale, "sweeps": sweeps}
-            found[path] = gptq(matrix, moments[path], bits, **options)
-        else:
-            found[path] = quantize(matrix, bits, block=block, activations=activations, scale=scale)
-    return replace_leaves(params, found, is_low_bit)
+
+        def low(bits: Bits, w: jax.Array, *moment: jax.Array) -> weights.QuantizedWeight:
+            if not moment:
+                return quantize(w, bits, block=block, activations=activations, scale=scale)
+            return gptq(w, moment[0], bits, block=block, activations=activations, scale=scale, sweeps=sweeps)
+
+        moment = () if moments is None or path not in moments else (moments[path],)
+        found[path] = quantized(low, bits, matrix, *moment)
+    return replace_leaves(params, found, is_one)
 
 
 def merge(small: Any, params: Any) -> Any:
@@ -73,8 +81,9 @@ def merge(small: Any, params: Any) -> Any:
       params: the float tree that it was made from, for the shapes of its leaves.
 
     Returns:
-      A tree of arrays with the structure and shapes of `params`, for a model that multiplies by itself
-      (`linen.Module.apply`). Activations are then what that model computes with: float.
+      A tree of arrays with the structure of `params` and its shapes (a `weights.Kernel` there is an array again), for
+      a model that multiplies by itself (`linen.Module.apply`). Activations are then what that model computes with:
+      float.
 
     Raises:
       ValueError: the trees have different paths.
@@ -95,8 +104,17 @@ def merge(small: Any, params: Any) -> Any:
             dense = weights.dense
             for _ in leaf.shape[:-2]:
                 dense = jax.vmap(dense)
-            found[path] = as_leaf(path, dense(leaf), before[path])
+            found[path] = _as_before(path, dense(leaf), before[path])
     return replace_leaves(params, {path: found.get(path, leaf) for path, leaf in after.items()}, _is_representation)
+
+
+def _as_before(path: str, matrix: jax.Array, before: Any) -> jax.Array:
+    """A matrix `[..., out, in]` as the array that stands at a path: transposed where that is a kernel of flax."""
+    while isinstance(before, Over):
+        before = before.base
+    if isinstance(before, weights.Kernel):
+        return as_kernel(matrix, before.kernel.shape)
+    return as_kernel(matrix, before.shape) if is_raw(path, before) else matrix
 
 
 def _is_representation(leaf: Any) -> bool:

@@ -1,7 +1,7 @@
 """A float weight that computes as its rounding would, with scales that are learned."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,10 @@ class FakeQuantized(Over):
     Attributes:
       base: the float weight `[out, in]`, an array or another representation.
       scale: `[out]` float32, or `[out, in / block]`. Its sign does not count, and zero stands for one.
-      bits: 2, 4 or 8.
+      bits: 2, 4 or 8; of a stack with `layer_bits`, the most of them.
       block: how many neighbouring inputs share a scale; None is one scale for each output.
       activations: as in `QuantizedWeight`.
+      layer_bits: as in `QuantizedWeight`: each layer of a stack is rounded to its own range.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -43,6 +44,7 @@ class FakeQuantized(Over):
     bits: int = field(metadata={"static": True})
     block: int | None = field(default=None, metadata={"static": True})
     activations: Activations = field(default="dynamic_int8", metadata={"static": True})
+    layer_bits: jax.Array | None = None
 
     def matmul(self, x: jax.Array) -> jax.Array:
         """The product of the rounded weight: `[..., in] -> [..., out]`."""
@@ -54,7 +56,7 @@ class FakeQuantized(Over):
         self._check()
         rows = take(self.base, ids)
         step = take_rows(self._step(), ids)
-        return (_round(rows, step, self.bits, self.block) * spread(step, self.block, rows.ndim)).astype(self.dtype)
+        return (self._round(rows, step) * spread(step, self.block, rows.ndim)).astype(self.dtype)
 
     def dense(self) -> jax.Array:
         """The rounded weight, `scale * code`, rounded once to its dtype."""
@@ -64,7 +66,7 @@ class FakeQuantized(Over):
 
     def codes(self) -> jax.Array:
         """The codes, `[..., out, in]` whole float32 numbers with the gradients of training."""
-        return _round(dense(self.base), self._step(), self.bits, self.block)
+        return self._round(dense(self.base), self._step())
 
     def positive_scale(self) -> jax.Array:
         """The scales as products use them, float32."""
@@ -72,19 +74,27 @@ class FakeQuantized(Over):
         return jnp.where(scale == 0, 1.0, jnp.abs(scale))
 
     def _step(self) -> jax.Array:
-        shared = self.block or self.base.shape[-1]
-        return _with_gradient(self.positive_scale(), (shared * RANGE[self.bits][1]) ** -0.5)
+        scale, shared = self.positive_scale(), self.block or self.base.shape[-1]
+        return _with_gradient(scale, self._by_bits(lambda low, high: (shared * high) ** -0.5, scale.ndim))
+
+    def _round(self, w: jax.Array, step: jax.Array) -> jax.Array:
+        low, high = (self._by_bits(lambda *ends, i=i: ends[i], w.ndim) for i in (0, 1))
+        return _straight(jnp.clip(w.astype(jnp.float32) / spread(step, self.block, w.ndim), low, high))
+
+    def _by_bits(self, number: Callable[[int, int], float], ndim: int) -> jax.Array:
+        """A number that depends on the least and the greatest code, of each layer, to broadcast over `ndim` axes."""
+        if self.layer_bits is None:
+            return jnp.float32(number(*RANGE[self.bits]))
+        bits = jnp.asarray(self.layer_bits)
+        bits = bits.reshape(*bits.shape, *(1,) * (ndim - bits.ndim))
+        of = {b: jnp.float32(number(*RANGE[b])) for b in (2, 4, 8)}
+        return jnp.where(bits == 2, of[2], jnp.where(bits == 4, of[4], of[8]))
 
     def _check(self) -> None:
         if exported():
             raise TypeError(
                 "a weight in quantisation-aware training is not exported: freeze it first (qat(...).freeze)"
             )
-
-
-def _round(w: jax.Array, step: jax.Array, bits: int, block: int | None) -> jax.Array:
-    w = w.astype(jnp.float32)
-    return _straight(jnp.clip(w / spread(step, block, w.ndim), *RANGE[bits]))
 
 
 @jax.custom_jvp
@@ -98,14 +108,14 @@ def _straight_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tupl
     return jnp.round(primals[0]), tangents[0]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _with_gradient(x: jax.Array, factor: float) -> jax.Array:
+@jax.custom_jvp
+def _with_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
     """The same number with its derivative times a factor."""
     return x
 
 
 @_with_gradient.defjvp
 def _with_gradient_jvp(
-    factor: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    return primals[0], tangents[0] * factor
+    return primals[0], tangents[0] * primals[1]

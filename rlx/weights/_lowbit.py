@@ -37,11 +37,14 @@ class QuantizedWeight:
     Attributes:
       codes: `[out, ceil(in * bits / 8)]` uint8: two's complement, the lowest bits first, each row padded to a byte.
       scale: `[out]` float32, or `[out, in / block]`.
-      bits: 2, 4 or 8.
+      bits: 2, 4 or 8: what a code takes here.
       inputs: `in`.
       block: how many neighbouring inputs share a scale; None is one scale for each output.
       activations: "dynamic_int8", or "float" to multiply by `dense()`.
       dtype: of the array it stands for. Products are computed in float32 and have the dtype of `x`.
+      layer_bits: of a stack whose layers have different bits, `[layers]` uint8: what the codes of each layer need,
+        and take in an exported file. `bits` is then the most of them, so that a scan slices arrays of one shape.
+        None where all have `bits`. Products do not ask.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,6 +65,7 @@ class QuantizedWeight:
     block: int | None = field(default=None, metadata={"static": True})
     activations: Activations = field(default="dynamic_int8", metadata={"static": True})
     dtype: Any = field(default=np.dtype(np.float32), metadata={"static": True})
+    layer_bits: jax.Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ def test_bytes_are_those_of_the_tables_and_uniform_rules() -> None:
 
     params = decoder.init(bench_quantize.jax.random.key(0), bench_quantize.MODEL)
     rule = {bench_quantize.LAYERS: 2, bench_quantize.TABLE: 8}
-    sizes = bench_quantize.sizes_of(params)
+    sizes = bench_quantize.quantize.sizes(params)
     assert bench_quantize.total_bytes(params, rule) == sum(
         row[8 if "embed" in path else 2] for path, row in sizes.items()
     )

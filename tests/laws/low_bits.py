@@ -28,6 +28,34 @@ def observed(key: jax.Array) -> weights.Observed:
     return weights.Observed(base=normal(key, OUT, IN), moment=jnp.zeros((IN, IN)))
 
 
+# A stack of three layers whose codes need 8, 2 and 4 bits, all kept at 8.
+_RANDOM = np.random.default_rng(0)
+_MIXED = weights.QuantizedWeight(
+    codes=np.stack(
+        [_RANDOM.integers(low, high + 1, (IN, IN), np.int8) for low, high in ((-127, 127), (-2, 1), (-7, 7))]
+    ).view(np.uint8),
+    scale=np.repeat(np.array([[0.005], [0.5], [0.1]], np.float32), IN, axis=1),
+    bits=8,
+    inputs=IN,
+    activations="float",
+    layer_bits=np.array([8, 2, 4], np.uint8),
+)
+
+
+def _adapted_layers(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    stack = weights.LoRA(base=_MIXED, a=a, b=b, scale=jnp.full(3, 0.5, a.dtype))
+    return jax.lax.scan(lambda x, w: (jnp.tanh(weights.matmul(x, w)), None), x, stack)[0]
+
+
+def _layers_in_training(x: jax.Array, w: jax.Array, scale: jax.Array) -> jax.Array:
+    attached = quantize.qat({r"layers\.1": 8, "": 2}).attach({"layers": {"w": w}}, {"layers.w": scale})
+    return jax.lax.scan(lambda x, w: (jnp.tanh(weights.matmul(x, w)), None), x, attached["layers"]["w"])[0]
+
+
+def _layers(key: jax.Array, *shapes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    return tuple(normal(jax.random.fold_in(key, i), *shape) for i, shape in enumerate(((B, T, IN), *shapes)))
+
+
 def _of(make: Callable[[jax.Array], Any]) -> Callable[[jax.Array], tuple[Any, ...]]:
     return lambda key: (normal(jax.random.fold_in(key, 0), B, T, IN), make(jax.random.fold_in(key, 1)))
 
@@ -95,6 +123,23 @@ CASES = [
         (False, True),
         differentiable=(0,),
         half=(0,),
+    ),
+    Case(
+        "scan[lora over mixed bits]",
+        _adapted_layers,
+        lambda key: _layers(key, (3, 2, IN), (3, IN, 2)),
+        (True, False, False),
+        differentiable=(0, 1, 2),
+        half=(0, 1, 2),
+    ),
+    Case(
+        "scan[mixed bits in training]",
+        _layers_in_training,
+        lambda key: (*_layers(key, (3, IN, IN)), jnp.full((3, IN), 0.5)),
+        (True, False, False),
+        differentiable=(0, 1, 2),
+        half=(0,),
+        gradient_is_detached=True,
     ),
     Case("quantize[2 bits, mse]", _low_bits, lambda key: (normal(key, B, OUT, IN),), (True,), half=(0,)),
     Case("gptq", _feedback, _feedback_args, (True, True)),

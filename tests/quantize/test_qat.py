@@ -158,7 +158,8 @@ def test_a_decoder_trains_as_it_is_and_its_tied_table_is_looked_up() -> None:
         vocab_size=16, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12
     )
     params = decoder.init(jax.random.key(0), config)
-    training = quantize.qat(quantize.standard_rule(params, bits=2))
+    rule = quantize.standard_rule(params, bits=2, outer=2)
+    training = quantize.qat(rule)
     scales = training.init(params)
     ids = jnp.array([[1, 2, 3, 4]])
 
@@ -177,7 +178,7 @@ def test_a_decoder_trains_as_it_is_and_its_tied_table_is_looked_up() -> None:
     np.testing.assert_allclose(frozen, trained, atol=1e-6)
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(grads))
     assert all(float(jnp.abs(g).max()) > 0 for g in grads[0].values())
-    bits = quantize.plan_bits(params, quantize.standard_rule(params))
+    bits = quantize.plan_bits(params, rule)
     assert bits["model.embed_tokens.weight"] == 8
     assert {b for path, b in bits.items() if "layers" in path} == {2}
 
@@ -219,7 +220,7 @@ def test_convolutions_and_projections_of_heads_are_matrices_too() -> None:
         "query": {"kernel": jax.random.normal(jax.random.key(1), (6, 2, 4))},
         "out": {"kernel": jax.random.normal(jax.random.key(2), (2, 4, 6))},
     }
-    small = quantize.quantize_tree(tree, 8)
+    small = quantize.quantize_tree(quantize.kernels(tree, inputs={"conv": 3, "query": 1, "out": 2}), 8)
     shapes = {"conv": (5, 36), "query": (8, 6), "out": (6, 8)}
     assert {name: small[name]["kernel"].shape for name in tree} == shapes
     written = quantize.merge(small, tree)
