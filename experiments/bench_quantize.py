@@ -1,12 +1,13 @@
 """A small language model at 8, 4 and 2 bits, by every method here, beside the float one: bits a byte, error, bytes.
 
-    python -m experiments.bench_quantize [--json FILE] [--quick]
+    python -m experiments.bench_quantize [--layers] [--json FILE] [--quick]
 
 A decoder of 2 layers and width 64 learns the bytes of Python's help topics. Its projections are then rounded to 8,
 4 and 2 bits (its tied table to 8) with activations rounded to int8 as the phone's CPU does, by each method, and judged
 on topics that neither training nor calibration has seen. The error is the divergence of the next byte's distribution
 from the float model's, in nats. Quantisation-aware training sees the float model's outputs alone. The last rows give
-each weight bits of its own at the bytes of a uniform rule.
+each weight bits of its own at the bytes of a uniform rule. With `--layers` a model of 6 layers instead, whose first and
+last are kept at 8 bits and the others at 2: about the bytes of 4 bits for all.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Config:
       batch, length: windows a step, and bytes to predict in each.
       calibration: windows for error feedback and for sensitivities.
       judged: held-out windows.
+      layers: of the model.
       seed: of everything random.
     """
 
@@ -59,6 +61,7 @@ class Config:
     length: int = 96
     calibration: int = 48
     judged: int = 48
+    layers: int = MODEL.num_hidden_layers
     seed: int = 0
 
 
@@ -78,7 +81,8 @@ def windows(text: np.ndarray, count: int, length: int, seed: int) -> jax.Array:
 
 def logits(params: Any, tokens: jax.Array) -> jax.Array:
     """Of the next byte, `[B, T, 256]`."""
-    return decoder.apply(params, MODEL, tokens[:, :-1])
+    depth = params["model"]["layers"]["input_layernorm"]["weight"].shape[0]
+    return decoder.apply(params, replace(MODEL, num_hidden_layers=depth), tokens[:, :-1])
 
 
 def descend(
@@ -112,7 +116,7 @@ def learn(text: np.ndarray, config: Config) -> Any:
     def loss(values: Any, tokens: jax.Array) -> jax.Array:
         return -jnp.mean(decoder.log_probs(logits(values[0], tokens), tokens[:, 1:]))
 
-    params = decoder.init(jax.random.key(config.seed), MODEL)
+    params = decoder.init(jax.random.key(config.seed), replace(MODEL, num_hidden_layers=config.layers))
     return descend(loss, (params,), text, config, config.steps, (3e-3,))[0]
 
 
@@ -222,6 +226,39 @@ class Bench:
             own <= uniform,
         )
 
+    def stacked(self) -> list[Row]:
+        """Bits of each layer: the outer ones at 8 beside uniform rules, and by measured sensitivity."""
+        moments = self.calibrate(self.params)
+        rule = {TABLE: 8, rf"layers\.(0|{self.config.layers - 1})\.": 8, LAYERS: 2}
+        budget = total_bytes(self.params, rule)
+        target = jax.jit(logits)(self.params, self.batches[0])
+        errors = quantize.sensitivity(
+            lambda params: score(params, self.batches[0], target)[1], self.params, by_layer=True
+        )
+        own = quantize.allocate(errors, quantize.sizes(self.params, by_layer=True), budget)
+        rules: dict[str, Any] = {
+            "2 bits": {TABLE: 8, LAYERS: 2},
+            "the outer layers 8, the others 2 bits": rule,
+            "4 bits": {TABLE: 8, LAYERS: 4},
+            "by sensitivity of each layer": own.rule,
+        }
+        rows, worst = [], math.inf
+        for name, one in rules.items():
+            held, apart = self.judge(quantize.quantize_tree(self.params, one, scale="mse", moments=moments))
+            limit, said = (worst, "<= the outer layers 8") if one is own.rule else (math.inf, "-")
+            worst = apart if one is rule else worst
+            size = total_bytes(self.params, one)
+            what, peer = f"{self.config.layers} layers, {name}", f"{held:.3f} bits a byte, {size} bytes"
+            rows.append(Row(what, f"error {apart:.5f}", peer, said, apart <= limit))
+        return rows
+
+
+def measure_layers(config: Config) -> list[Row]:
+    """The rows of a deeper model whose layers have different bits."""
+    bench = Bench(config)
+    name = f"float, {config.layers} layers, {config.steps} steps"
+    return [Row(name, f"{bench.bits:.3f} bits a byte", "-", "-", True), *bench.stacked()]
+
 
 def measure(config: Config) -> list[Row]:
     """Every row."""
@@ -243,10 +280,13 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="a model that has hardly learned, for a test of the command"
     )
+    parser.add_argument("--layers", action="store_true", help="bits of each layer, of a model of 6")
     given = parser.parse_args()
     config = Config(steps=20, tune=5, batch=4, length=32, calibration=6, judged=4) if given.quick else Config()
     start = time.perf_counter()
-    rows = measure(config)
+    if given.layers:
+        config = replace(config, layers=6, steps=min(config.steps, 400))
+    rows = measure_layers(config) if given.layers else measure(config)
     print(table(rows))
     print(f"{time.perf_counter() - start:.0f} s")
     if given.json:

@@ -59,7 +59,8 @@ def to_tflite(signatures: Mapping[str, Signature], path: str | Path) -> Exported
       signatures: by name, `(fn, arguments)`: a pure function that closes over its parameters, and a
         `ShapeDtypeStruct` (or a tree of them) for each of its arguments. Shapes are static. Layers
         with quantised weights are unrolled (the decoder's `apply(..., unroll=True)`) and close over
-        NumPy arrays, so that slicing a stack of layers is not traced.
+        NumPy arrays, so that slicing a stack of layers is not traced. A layer of a stack of different bits is
+        stored at its own.
       path: where; written whole or not at all.
 
     Returns:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlx import weights
-from rlx.weights._lowbit import pack, spread
+from rlx.weights._lowbit import RANGE, pack, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +96,11 @@ def _own(w: weights.QuantizedWeight) -> weights.QuantizedWeight:
     if w.layer_bits is None or isinstance(w.layer_bits, jax.core.Tracer) or np.ndim(w.layer_bits):
         return w
     bits = int(w.layer_bits)
+    integers, (low, high) = _integers(w), RANGE[bits]
+    if integers.min() < low or integers.max() > high:
+        raise ValueError(f"a quantised weight has codes outside [{low}, {high}], for layer_bits={bits}")
     with jax.ensure_compile_time_eval():
-        codes = pack(jnp.asarray(_integers(w)), bits)
+        codes = pack(jnp.asarray(integers), bits)
     return replace(w, codes=codes, bits=bits, layer_bits=None)
 
 

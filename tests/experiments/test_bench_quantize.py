@@ -27,6 +27,18 @@ def test_the_page_has_the_numbers_of_the_record() -> None:
         assert row["kept"] or f"{row['what']}: not reached" in page, row
 
 
+def test_the_page_has_the_numbers_of_layers_with_bits_of_their_own() -> None:
+    page = (ROOT / "docs/quantize.md").read_text()
+    first, *rows = json.loads((ROOT / "docs/benchmarks/quantize_layers.json").read_text())["rows"]
+    assert first["rlx"] == "3.125 bits a byte"
+    for row in rows:
+        held, size = row["peer"].removesuffix(" bytes").split(" bits a byte, ")
+        assert f"| {int(size):,} | {row['rlx'].removeprefix('error ')} | {held} |" in page, row
+    assert rows[1]["peer"].split(", ")[1] == rows[2]["peer"].split(", ")[1]
+    uniform, outer, four, own = (float(row["rlx"].removeprefix("error ")) for row in rows)
+    assert own < four < outer < uniform
+
+
 def test_every_method_is_there_at_every_number_of_bits() -> None:
     rows = record()
     assert {f"{bits} bits, {name}" for bits in (8, 4, 2) for name in METHODS} <= rows.keys()

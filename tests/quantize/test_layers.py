@@ -1,5 +1,6 @@
 """A stack whose layers have different bits computes, trains, saves and exports as its layers do alone."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,12 @@ def test_the_file_has_each_layer_at_its_own_bits(tmp_path: Path) -> None:
             x = weights.matmul(x, layer(small, i))
         return [x, weights.take(layer(small, 2), ids)]
 
+    wrong = dataclasses.replace(layer(small, 0), layer_bits=np.uint8(2))
+    with pytest.raises(ValueError, match=re.escape("codes outside [-2, 1], for layer_bits=2")):
+        export.to_tflite(
+            {"f": (lambda x: weights.matmul(x, wrong), [jax.ShapeDtypeStruct((3, WIDTH), jnp.float32)])},
+            tmp_path / "m.tflite",
+        )
     specs = [jax.ShapeDtypeStruct((3, WIDTH), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)]
     written = export.to_tflite({"f": (apply, specs)}, tmp_path / "m.tflite")
     assert list(written.quantized.values()) == list(BITS)
