@@ -27,7 +27,8 @@ class FakeQuantized(Over):
       bits: 2, 4 or 8; of a stack with `layer_bits`, the most of them.
       block: how many neighbouring inputs share a scale; None is one scale for each output.
       activations: as in `QuantizedWeight`.
-      layer_bits: as in `QuantizedWeight`: each layer of a stack is rounded to its own range.
+      layer_bits: as in `QuantizedWeight`: each layer of a stack is rounded to its own range. Integers have no
+        gradient: differentiate for the float weights and the scales, not for a stack that has these.
 
     Example:
       >>> import jax, jax.numpy as jnp
