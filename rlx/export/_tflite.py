@@ -1,6 +1,7 @@
 """A function to a TensorFlow Lite file."""
 
 import importlib
+import inspect
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,10 @@ from rlx.weights._lowbit import exporting
 from ._file import write_whole
 from ._quiet import quiet
 from ._tflite_codes import write_codes
+from ._tflite_metadata import encode, manifest, write_metadata
 from ._tflite_reason import reason
 from ._tflite_run import TFLite
+from ._tflite_tree import pack, unpack
 from ._tflite_weights import Codes, Recorder
 
 Signature = tuple[Callable[..., Any], Sequence[Any]]
@@ -47,7 +50,9 @@ class Exported:
     quantized: dict[str, int]
 
 
-def to_tflite(signatures: Mapping[str, Signature], path: str | Path) -> Exported:
+def to_tflite(
+    signatures: Mapping[str, Signature], path: str | Path, *, metadata: Mapping[str, Any] | None = None
+) -> Exported:
     """Write functions as signatures of one TensorFlow Lite file, with builtin operations only.
 
     A `weights.QuantizedWeight` that a function multiplies by is stored as exactly its codes and
@@ -61,17 +66,21 @@ def to_tflite(signatures: Mapping[str, Signature], path: str | Path) -> Exported
         with quantised weights are unrolled (the decoder's `apply(..., unroll=True)`) and close over
         NumPy arrays, so that slicing a stack of layers is not traced.
       path: where; written whole or not at all.
+      metadata: what travels in the file, by name: bytes, a string, or anything that JSON has. Names
+        stand in the file as they are, for readers that do not know rlx. `TFLite.metadata` gives
+        back the same values. A manifest is always there: `TFLite.manifest`.
 
     Returns:
       An `Exported`.
 
     Raises:
       ModuleNotFoundError: TensorFlow or LiteRT is missing; says which extra has it.
-      TypeError: a dtype that the format has not, or a quantised weight that is traced.
+      TypeError: a dtype that the format has not, a quantised weight that is traced, or metadata that is
+        neither bytes, a string nor JSON.
       NotImplementedError: a quantised weight that LiteRT has no product for: in blocks, or 2 bits
         with float activations.
       ValueError: no signature, a name that is no identifier, an operation without a builtin
-        (names it), or a quantised weight in a loop.
+        (names it), a quantised weight in a loop, or metadata that would not be read back as it is.
 
     Example:
       >>> import jax, jax.numpy as jnp, os, tempfile
@@ -92,9 +101,13 @@ def to_tflite(signatures: Mapping[str, Signature], path: str | Path) -> Exported
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path: there is no folder {path.parent}")
+    entries = encode(metadata)
     traced = {name: _Traced(name, fn, arguments) for name, (fn, arguments) in signatures.items()}
-    model = _convert(traced)
-    model, quantized = write_codes(model, {name: one.weights for name, one in traced.items()})
+    tree = unpack(_convert(traced))
+    quantized = write_codes(tree, {name: one.weights for name, one in traced.items()})
+    described = {name: one.described for name, one in traced.items()}
+    write_metadata(tree, entries, manifest(described, quantized, entries))
+    model = pack(tree)
     _check_runs(model, traced)
     write_whole(path, model)
     return Exported(
@@ -111,19 +124,25 @@ class _Traced:
 
     def __init__(self, name: str, fn: Callable[..., Any], arguments: Sequence[Any]) -> None:
         leaves, self._structure = jax.tree.flatten(tuple(arguments))
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tuple(arguments))]
         self._fn, self._recorder = fn, Recorder()
         for i, leaf in enumerate(leaves):
             if str(leaf.dtype) not in _DTYPES:
                 known = ", ".join(_DTYPES)
                 raise TypeError(f"signatures: argument {i} of {name!r} is {leaf.dtype}; TensorFlow Lite takes {known}")
         with exporting(self._recorder):
-            results = jax.tree.leaves(jax.eval_shape(fn, *arguments))
+            named = jax.tree_util.tree_leaves_with_path(jax.eval_shape(fn, *arguments))
+        results = [leaf for _, leaf in named]
         if not results:
             raise ValueError(f"signatures: {name!r} returns no array")
         self.inputs: Specs = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves]
         self.outputs: Specs = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in results]
         self.weights: dict[str, Codes] = {
             f"weight{i:04}": codes for i, codes in enumerate(self._recorder.found.values())
+        }
+        self.described = {
+            "inputs": _described("arg", _argument_paths(fn, paths), self.inputs),
+            "outputs": _described("out", [_path(path) for path, _ in named], self.outputs),
         }
 
     def __call__(self, *flat: Any) -> dict[str, Any]:
@@ -138,6 +157,28 @@ class _Traced:
         """What it is called with, by name."""
         given = {f"arg{i:04}": jax.ShapeDtypeStruct(*spec) for i, spec in enumerate(self.inputs)}
         return given | {n: jax.ShapeDtypeStruct(c.integers.shape, np.float32) for n, c in self.weights.items()}
+
+
+def _described(prefix: str, paths: Sequence[str], specs: Specs) -> list[dict[str, Any]]:
+    """What the manifest says of the arrays on one side: the name in the file, and the path in JAX."""
+    return [
+        {"name": f"{prefix}{i:04}", "path": path, "shape": list(shape), "dtype": dtype}
+        for i, (path, (shape, dtype)) in enumerate(zip(paths, specs, strict=True))
+    ]
+
+
+def _argument_paths(fn: Callable[..., Any], paths: Sequence[Any]) -> list[str]:
+    """`cache.keys` for a leaf of an argument called cache, `1.keys` where arguments have no names."""
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):  # a builtin
+        parameters = []
+    places = {i: p.name for i, p in enumerate(parameters) if p.kind != inspect.Parameter.VAR_POSITIONAL}
+    return [".".join(filter(None, [places.get(p[0].idx, str(p[0].idx)), _path(p[1:])])) for p in paths]
+
+
+def _path(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _convert(traced: Mapping[str, _Traced]) -> bytes:

@@ -1,5 +1,6 @@
 """Run a TensorFlow Lite file with the LiteRT interpreter."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 
 from ._quiet import quiet
+from ._tflite_metadata import read_metadata
 
 
 class TFLite:
@@ -20,7 +22,7 @@ class TFLite:
       FileNotFoundError: there is no such file.
       ModuleNotFoundError: LiteRT is missing; says which extra has it.
       RuntimeError: the interpreter cannot run an operation of it.
-      ValueError: it is not a TensorFlow Lite file.
+      ValueError: it is not a TensorFlow Lite file, or its metadata are damaged.
     """
 
     def __init__(self, model: str | Path | bytes, *, threads: int = 1) -> None:
@@ -37,11 +39,27 @@ class TFLite:
             self._interpreter.allocate_tensors()  # here the delegate announces itself
             names = self._interpreter.get_signature_list()
             self._runners = {name: self._interpreter.get_signature_runner(name) for name in names}
+        self._manifest, self._metadata = read_metadata(content)
 
     @property
     def signatures(self) -> tuple[str, ...]:
         """The names of the signatures."""
         return tuple(self._runners)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was given as `to_tflite(..., metadata=)`; SHA-256 of each entry was checked when the file was loaded."""
+        return copy.deepcopy(self._metadata)
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """What rlx says of the file, or None if something else wrote it.
+
+        `rlx` is the version; `signatures` has, by name, `inputs` and `outputs` in order, each with its `name`
+        in the file, its `path` in the exported function, `shape` and `dtype`; `bits` those of each quantised
+        weight; `metadata` the `kind`, `bytes` and `sha256` of each entry.
+        """
+        return copy.deepcopy(self._manifest)
 
     def __call__(self, signature: str, *arrays: Any) -> list[np.ndarray]:
         """The arrays of the result, in the order in which the exported function gave them.
@@ -80,12 +98,13 @@ def load_tflite(path: str | Path, *, threads: int = 1) -> TFLite:
       threads: of the interpreter.
 
     Returns:
-      A `TFLite`: `model(signature, *arrays)` gives the arrays of the result, in order.
+      A `TFLite`: `model(signature, *arrays)` gives the arrays of the result, in order; `model.metadata`
+      and `model.manifest` what travels with them.
 
     Raises:
       FileNotFoundError: there is no such file.
       ModuleNotFoundError: LiteRT is missing; says which extra has it.
-      ValueError: it is not a TensorFlow Lite file.
+      ValueError: it is not a TensorFlow Lite file, or its metadata are damaged.
     """
     return TFLite(path, threads=threads)
 
