@@ -6,6 +6,8 @@
 `fn` closes over its parameters. Quantised weights go into the file code for code.
 """
 
+from ._lint import Finding as Finding
+from ._lint import lint as lint
 from ._preprocess import preprocess as preprocess
 from ._stablehlo import load_stablehlo as load_stablehlo
 from ._stablehlo import to_stablehlo as to_stablehlo

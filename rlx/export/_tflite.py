@@ -16,6 +16,7 @@ from rlx._compat import jax2tf
 from rlx.weights._lowbit import exporting
 
 from ._file import write_whole
+from ._lint import check, lint
 from ._quiet import quiet
 from ._tflite_codes import write_codes
 from ._tflite_metadata import encode, manifest, write_metadata
@@ -51,7 +52,11 @@ class Exported:
 
 
 def to_tflite(
-    signatures: Mapping[str, Signature], path: str | Path, *, metadata: Mapping[str, Any] | None = None
+    signatures: Mapping[str, Signature],
+    path: str | Path,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    allow: Sequence[str] = (),
 ) -> Exported:
     """Write functions as signatures of one TensorFlow Lite file, with builtin operations only.
 
@@ -69,6 +74,7 @@ def to_tflite(
       metadata: what travels in the file, by name: bytes, a string, or anything that JSON has. Names
         stand in the file as they are, for readers that do not know rlx. `TFLite.metadata` gives
         back the same values. A manifest is always there: `TFLite.manifest`.
+      allow: operations that `lint` finds to differ and that are meant so: "infinity", "rem", ...
 
     Returns:
       An `Exported`.
@@ -79,7 +85,8 @@ def to_tflite(
         neither bytes, a string nor JSON.
       NotImplementedError: a quantised weight that LiteRT has no product for: in blocks, or 2 bits
         with float activations.
-      ValueError: no signature, a name that is no identifier, an operation without a builtin
+      ValueError: no signature, a name that is no identifier, operations without a builtin or that
+        differ (all that `lint` finds, with their lines), others that the converter or LiteRT refuses
         (names it), a quantised weight in a loop, or metadata that would not be read back as it is.
 
     Example:
@@ -103,6 +110,7 @@ def to_tflite(
         raise FileNotFoundError(f"path: there is no folder {path.parent}")
     entries = encode(metadata)
     traced = {name: _Traced(name, fn, arguments) for name, (fn, arguments) in signatures.items()}
+    check(lint(signatures), allow)
     tree = unpack(_convert(traced))
     quantized = write_codes(tree, {name: one.weights for name, one in traced.items()})
     described = {name: one.described for name, one in traced.items()}

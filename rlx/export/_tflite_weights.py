@@ -84,9 +84,9 @@ class Recorder:
 
     def dense(self, w: weights.QuantizedWeight) -> jax.Array:
         """A float constant."""
-        scale = np.asarray(w.scale, np.float32)
+        integers, scale = _integers(w), np.asarray(w.scale, np.float32)
         spread_out = scale[..., None] if w.block is None else np.repeat(scale, w.block, axis=-1)
-        return jnp.asarray((_integers(w).astype(np.float32) * spread_out).astype(w.dtype))
+        return jnp.asarray((integers.astype(np.float32) * spread_out).astype(w.dtype))
 
 
 def _integers(w: weights.QuantizedWeight) -> np.ndarray:

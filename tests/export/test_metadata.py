@@ -123,7 +123,7 @@ def test_an_entry_that_is_gone_and_a_later_format_are_noticed(written: export.Ex
     assert bare.metadata == {}
     assert bare.manifest is None
     write_metadata(tree, {}, manifest({}, {}, {}) | {"format": 2})
-    with pytest.raises(ValueError, match="has format 2; rlx .* reads 1"):
+    with pytest.raises(ValueError, match=r"has format 2; rlx .* reads 1"):
         export.TFLite(pack(tree))
 
 
