@@ -9,6 +9,9 @@
 from ._lint import Finding as Finding
 from ._lint import lint as lint
 from ._preprocess import preprocess as preprocess
+from ._report import Measured as Measured
+from ._report import Report as Report
+from ._report import report as report
 from ._stablehlo import load_stablehlo as load_stablehlo
 from ._stablehlo import to_stablehlo as to_stablehlo
 from ._tflite import Exported as Exported

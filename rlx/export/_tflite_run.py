@@ -11,6 +11,13 @@ from ._quiet import quiet
 from ._tflite_metadata import read_metadata
 
 
+Detail = tuple[str, tuple[int, ...], np.dtype]
+
+
+def _detail(name: str, detail: Any) -> Detail:
+    return name, tuple(int(n) for n in detail["shape"]), np.dtype(detail["dtype"])
+
+
 class TFLite:
     """A loaded file; `model(signature, *arrays)` runs it. `load_tflite` makes it.
 
@@ -39,6 +46,7 @@ class TFLite:
             self._interpreter.allocate_tensors()  # here the delegate announces itself
             names = self._interpreter.get_signature_list()
             self._runners = {name: self._interpreter.get_signature_runner(name) for name in names}
+        self._inputs = {name: self.details(name)[0] for name in names}
         self._manifest, self._metadata = read_metadata(content)
 
     @property
@@ -61,6 +69,22 @@ class TFLite:
         """
         return copy.deepcopy(self._manifest)
 
+    def details(self, signature: str) -> tuple[list[Detail], list[Detail]]:
+        """Name in the file, shape and dtype of each input and of each output of a signature, in order.
+
+        Raises:
+          ValueError: no such signature.
+        """
+        runner = self._runner(signature)
+        sides = runner.get_input_details(), runner.get_output_details()
+        inputs, outputs = ([_detail(name, side[name]) for name in sorted(side)] for side in sides)
+        return inputs, outputs
+
+    def _runner(self, signature: str) -> Any:
+        if signature not in self._runners:
+            raise ValueError(f"signature: {signature!r} is not one of {', '.join(map(repr, self._runners))}")
+        return self._runners[signature]
+
     def __call__(self, signature: str, *arrays: Any) -> list[np.ndarray]:
         """The arrays of the result, in the order in which the exported function gave them.
 
@@ -71,17 +95,13 @@ class TFLite:
         Raises:
           ValueError: no such signature, or an argument of another number, shape or dtype.
         """
-        if signature not in self._runners:
-            raise ValueError(f"signature: {signature!r} is not one of {', '.join(map(repr, self._runners))}")
-        runner = self._runners[signature]
-        details = runner.get_input_details()
+        runner, details = self._runner(signature), self._inputs[signature]
         leaves = jax.tree.leaves(arrays)
         if len(leaves) != len(details):
             raise ValueError(f"arrays: {signature!r} takes {len(details)}, got {len(leaves)}")
         inputs = {}
-        for i, (name, array) in enumerate(zip(sorted(details), leaves, strict=True)):
-            value, detail = np.asarray(array), details[name]
-            shape, dtype = tuple(int(n) for n in detail["shape"]), np.dtype(detail["dtype"])
+        for i, ((name, shape, dtype), array) in enumerate(zip(details, leaves, strict=True)):
+            value = np.asarray(array)
             if value.shape != shape or value.dtype != dtype:
                 want, got = f"{dtype}{shape}", f"{value.dtype}{value.shape}"
                 raise ValueError(f"arrays: argument {i} of {signature!r} is {want}, got {got}")
