@@ -8,6 +8,7 @@
 
 from ._lint import Finding as Finding
 from ._lint import lint as lint
+from ._onnx import to_onnx as to_onnx
 from ._preprocess import preprocess as preprocess
 from ._report import Measured as Measured
 from ._report import Report as Report

@@ -1,7 +1,6 @@
 """A function to a TensorFlow Lite file."""
 
 import importlib
-import inspect
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from rlx.weights._lowbit import exporting
 
 from ._file import write_whole
 from ._lint import check, lint
+from ._paths import argument_paths, result_paths
 from ._quiet import quiet
 from ._tflite_codes import write_codes
 from ._tflite_metadata import encode, manifest, write_metadata
@@ -132,15 +132,14 @@ class _Traced:
 
     def __init__(self, name: str, fn: Callable[..., Any], arguments: Sequence[Any]) -> None:
         leaves, self._structure = jax.tree.flatten(tuple(arguments))
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tuple(arguments))]
         self._fn, self._recorder = fn, Recorder()
         for i, leaf in enumerate(leaves):
             if str(leaf.dtype) not in _DTYPES:
                 known = ", ".join(_DTYPES)
                 raise TypeError(f"signatures: argument {i} of {name!r} is {leaf.dtype}; TensorFlow Lite takes {known}")
         with exporting(self._recorder):
-            named = jax.tree_util.tree_leaves_with_path(jax.eval_shape(fn, *arguments))
-        results = [leaf for _, leaf in named]
+            tree = jax.eval_shape(fn, *arguments)
+        results = jax.tree.leaves(tree)
         if not results:
             raise ValueError(f"signatures: {name!r} returns no array")
         self.inputs: Specs = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves]
@@ -149,8 +148,8 @@ class _Traced:
             f"weight{i:04}": codes for i, codes in enumerate(self._recorder.found.values())
         }
         self.described = {
-            "inputs": _described("arg", _argument_paths(fn, paths), self.inputs),
-            "outputs": _described("out", [_path(path) for path, _ in named], self.outputs),
+            "inputs": _described("arg", argument_paths(fn, arguments), self.inputs),
+            "outputs": _described("out", result_paths(tree), self.outputs),
         }
 
     def __call__(self, *flat: Any) -> dict[str, Any]:
@@ -173,20 +172,6 @@ def _described(prefix: str, paths: Sequence[str], specs: Specs) -> list[dict[str
         {"name": f"{prefix}{i:04}", "path": path, "shape": list(shape), "dtype": dtype}
         for i, (path, (shape, dtype)) in enumerate(zip(paths, specs, strict=True))
     ]
-
-
-def _argument_paths(fn: Callable[..., Any], paths: Sequence[Any]) -> list[str]:
-    """`cache.keys` for a leaf of an argument called cache, `1.keys` where arguments have no names."""
-    try:
-        parameters = list(inspect.signature(fn).parameters.values())
-    except (TypeError, ValueError):  # a builtin
-        parameters = []
-    places = {i: p.name for i, p in enumerate(parameters) if p.kind != inspect.Parameter.VAR_POSITIONAL}
-    return [".".join(filter(None, [places.get(p[0].idx, str(p[0].idx)), _path(p[1:])])) for p in paths]
-
-
-def _path(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _convert(traced: Mapping[str, _Traced]) -> bytes:

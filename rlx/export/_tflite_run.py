@@ -10,7 +10,6 @@ import numpy as np
 from ._quiet import quiet
 from ._tflite_metadata import read_metadata
 
-
 Detail = tuple[str, tuple[int, ...], np.dtype]
 
 
