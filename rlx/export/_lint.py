@@ -199,7 +199,8 @@ class _Walk:
 
     def _infinite(self, operand: Any) -> bool:
         if isinstance(operand, Literal):
-            return bool(np.issubdtype(operand.aval.dtype, np.floating) and np.isinf(operand.val))
+            dtype = getattr(operand.aval, "dtype", np.int32)
+            return bool(np.issubdtype(dtype, np.floating) and np.isinf(operand.val))
         return operand in self.infinite
 
 

@@ -1,5 +1,6 @@
 """ONNX through jax2onnx."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def to_onnx(fn: Callable[..., Any], arguments: Sequence[Any], path: str | Path, 
     """
     check_whole("opset", opset, 13)
     try:
-        import jax2onnx
+        jax2onnx: Any = importlib.import_module("jax2onnx")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("ONNX export needs jax2onnx: pip install 'rlx[onnx]'") from error
     path = Path(path)

@@ -22,7 +22,8 @@ class Measured:
 
     Attributes:
       inputs, outputs: path (or name) in the exported function, dtype and shape of each array, in order.
-      weight_bytes: of the constants that it reads, each buffer once; signatures may share them.
+      weight_bytes: of the constants that it reads, each buffer once; signatures may share them. The scales of
+        quantised ones are not among them: they stand in the graph of each signature, 12 bytes an output.
       operations: how often each builtin stands in its graphs (those of loops and branches too).
       live_bytes: the most bytes of intermediate arrays, inputs and outputs that are needed at once, by the order of
         the graph. It bounds the interpreter's arena from below; LiteRT's Python interface does not tell the arena.

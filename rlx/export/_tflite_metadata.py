@@ -97,7 +97,7 @@ def read_metadata(model: bytes) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    root = schema.Model.GetRootAs(model, 0)
+    root: Any = schema.Model.GetRootAs(model, 0)
     raw: dict[str, bytes] = {}
     for i in range(root.MetadataLength()):
         entry = root.Metadata(i)
