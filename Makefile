@@ -1,7 +1,7 @@
 # Set up once, then run. `make help` lists the targets. Recipes are POSIX sh; paths may contain spaces.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-next test-oracles doctest check lint types docs lock clean
+.PHONY: help setup demo test test-slow test-next test-oracles test-onnx doctest check lint types docs lock clean
 .NOTPARALLEL:
 
 # Everything that would go to HOME stays here, so a read-only HOME does no harm.
@@ -50,6 +50,10 @@ test-oracles: ## beside PEFT, transformers, TRL, Tunix
 	@HF_HUB_OFFLINE=1 .venv-oracles/bin/python -m pytest -q -rs -p no:cacheprovider -n 2 --dist loadfile \
 	  tests/*/test_*_oracle.py tests/contracts/test_trainers_real.py
 
+test-onnx: ## ONNX files beside onnxruntime
+	@PYTHON='$(PYTHON)' sh .ci/setup.sh .venv-onnx requirements-onnx.txt
+	@.venv-onnx/bin/python -m pytest -q -rs -p no:cacheprovider tests/export/test_onnx.py
+
 lint: setup ## formatting and lint
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m ruff check .
@@ -71,9 +75,9 @@ check: lint types test doctest test-slow docs ## everything that CI runs on one 
 lock: ## renew uv.lock and the hashed requirement files (needs uv)
 	uv lock
 	uv export -q --frozen --no-emit-project --no-annotate --extra data --extra export --extra plot --extra interop \
-	  --extra bayes --extra parquet \
+	  --extra bayes --extra parquet --extra image \
 	  --group test --group lint --no-header -o requirements.lock
 	uv export -q --frozen --no-emit-project --no-annotate --only-group docs --no-header -o requirements-docs.lock
 
 clean: ## remove environments, caches and build results; keep runs/
-	rm -rf .venv .venv-next .venv-oracles .cache docs/_build dist build
+	rm -rf .venv .venv-next .venv-oracles .venv-onnx .cache docs/_build dist build

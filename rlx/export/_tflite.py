@@ -15,10 +15,14 @@ from rlx._compat import jax2tf
 from rlx.weights._lowbit import exporting
 
 from ._file import write_whole
+from ._lint import check, lint
+from ._paths import argument_paths, result_paths
 from ._quiet import quiet
 from ._tflite_codes import write_codes
+from ._tflite_metadata import encode, manifest, write_metadata
 from ._tflite_reason import reason
 from ._tflite_run import TFLite
+from ._tflite_tree import pack, unpack
 from ._tflite_weights import Codes, Recorder
 
 Signature = tuple[Callable[..., Any], Sequence[Any]]
@@ -47,7 +51,13 @@ class Exported:
     quantized: dict[str, int]
 
 
-def to_tflite(signatures: Mapping[str, Signature], path: str | Path) -> Exported:
+def to_tflite(
+    signatures: Mapping[str, Signature],
+    path: str | Path,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    allow: Sequence[str] = (),
+) -> Exported:
     """Write functions as signatures of one TensorFlow Lite file, with builtin operations only.
 
     A `weights.QuantizedWeight` that a function multiplies by is stored as exactly its codes and
@@ -62,17 +72,23 @@ def to_tflite(signatures: Mapping[str, Signature], path: str | Path) -> Exported
         NumPy arrays, so that slicing a stack of layers is not traced. A layer of a stack of different bits is
         stored at its own.
       path: where; written whole or not at all.
+      metadata: what travels in the file, by name: bytes, a string, or anything that JSON has. Names
+        stand in the file as they are, for readers that do not know rlx. `TFLite.metadata` gives
+        back the same values. A manifest is always there: `TFLite.manifest`.
+      allow: operations that `lint` finds to differ and that are meant so: "infinity", "rem", ...
 
     Returns:
       An `Exported`.
 
     Raises:
       ModuleNotFoundError: TensorFlow or LiteRT is missing; says which extra has it.
-      TypeError: a dtype that the format has not, or a quantised weight that is traced.
+      TypeError: a dtype that the format has not, a quantised weight that is traced, or metadata that is
+        neither bytes, a string nor JSON.
       NotImplementedError: a quantised weight that LiteRT has no product for: in blocks, or 2 bits
         with float activations.
-      ValueError: no signature, a name that is no identifier, an operation without a builtin
-        (names it), or a quantised weight in a loop.
+      ValueError: no signature, a name that is no identifier, operations without a builtin or that
+        differ (all that `lint` finds, with their lines), others that the converter or LiteRT refuses
+        (names it), a quantised weight in a loop, or metadata that would not be read back as it is.
 
     Example:
       >>> import jax, jax.numpy as jnp, os, tempfile
@@ -93,9 +109,14 @@ def to_tflite(signatures: Mapping[str, Signature], path: str | Path) -> Exported
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path: there is no folder {path.parent}")
+    entries = encode(metadata)
     traced = {name: _Traced(name, fn, arguments) for name, (fn, arguments) in signatures.items()}
-    model = _convert(traced)
-    model, quantized = write_codes(model, {name: one.weights for name, one in traced.items()})
+    check(lint(signatures), allow)
+    tree = unpack(_convert(traced))
+    quantized = write_codes(tree, {name: one.weights for name, one in traced.items()})
+    described = {name: one.described for name, one in traced.items()}
+    write_metadata(tree, entries, manifest(described, quantized, entries))
+    model = pack(tree)
     _check_runs(model, traced)
     write_whole(path, model)
     return Exported(
@@ -118,13 +139,18 @@ class _Traced:
                 known = ", ".join(_DTYPES)
                 raise TypeError(f"signatures: argument {i} of {name!r} is {leaf.dtype}; TensorFlow Lite takes {known}")
         with exporting(self._recorder):
-            results = jax.tree.leaves(jax.eval_shape(fn, *arguments))
+            tree = jax.eval_shape(fn, *arguments)
+        results = jax.tree.leaves(tree)
         if not results:
             raise ValueError(f"signatures: {name!r} returns no array")
         self.inputs: Specs = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves]
         self.outputs: Specs = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in results]
         self.weights: dict[str, Codes] = {
             f"weight{i:04}": codes for i, codes in enumerate(self._recorder.found.values())
+        }
+        self.described = {
+            "inputs": _described("arg", argument_paths(fn, arguments), self.inputs),
+            "outputs": _described("out", result_paths(tree), self.outputs),
         }
 
     def __call__(self, *flat: Any) -> dict[str, Any]:
@@ -139,6 +165,14 @@ class _Traced:
         """What it is called with, by name."""
         given = {f"arg{i:04}": jax.ShapeDtypeStruct(*spec) for i, spec in enumerate(self.inputs)}
         return given | {n: jax.ShapeDtypeStruct(c.integers.shape, np.float32) for n, c in self.weights.items()}
+
+
+def _described(prefix: str, paths: Sequence[str], specs: Specs) -> list[dict[str, Any]]:
+    """What the manifest says of the arrays on one side: the name in the file, and the path in JAX."""
+    return [
+        {"name": f"{prefix}{i:04}", "path": path, "shape": list(shape), "dtype": dtype}
+        for i, (path, (shape, dtype)) in enumerate(zip(paths, specs, strict=True))
+    ]
 
 
 def _convert(traced: Mapping[str, _Traced]) -> bytes:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ._tflite_tree import append_buffer, content_of, kind_of
 from ._tflite_weights import Codes
 
 # The version of FULLY_CONNECTED that knows float activations, low-bit weights and a scale for each output:
@@ -13,40 +14,34 @@ _FULLY_CONNECTED_VERSION = 12
 _DEQUANTIZE_VERSION = 6
 
 
-def write_codes(model: bytes, weights: Mapping[str, Mapping[str, Codes]]) -> tuple[bytes, dict[str, int]]:
-    """Turn inputs into constants.
+def write_codes(tree: Any, weights: Mapping[str, Mapping[str, Codes]]) -> dict[str, int]:
+    """Turn inputs into constants, in place.
 
     Args:
-      model: a TensorFlow Lite flatbuffer.
-      weights: by signature and by name of an input of it, the codes that take its place.
+      tree: a `ModelT`.
+      weights: by signature and by name of an input of it, the codes that take its place: INT8, INT4
+        or INT2 constants that fully connected operations multiply by (through a DEQUANTIZE where
+        activations stay float).
 
     Returns:
-      The model, with these inputs as INT8, INT4 or INT2 constants that fully connected operations
-      multiply by (through a DEQUANTIZE where activations stay float), and the bits of each, by
-      the name of its tensor. A weight of several signatures is stored once.
+      The bits of each, by the name of its tensor. A weight of several signatures is stored once.
 
     Raises:
       ValueError: an input is used by something else than a product.
     """
-    if not any(weights.values()):
-        return model, {}
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
-    tree: Any = schema.ModelT.InitFromPackedBuf(model, 0)
     writer = _Writer(schema, tree)
     for definition in tree.signatureDefs:
         named = weights[definition.signatureKey.decode()]
         graph = tree.subgraphs[definition.subgraphIndex]
-        inputs = {entry.name.decode(): int(entry.tensorIndex) for entry in definition.inputs}
+        inputs = {entry.name.decode(): int(entry.tensorIndex) for entry in definition.inputs or []}
         removed = {inputs[name] for name in named}
         for name, codes in named.items():
             writer.replace(graph, inputs[name], codes)
-        definition.inputs = [entry for entry in definition.inputs if int(entry.tensorIndex) not in removed]
+        definition.inputs = [entry for entry in definition.inputs or [] if int(entry.tensorIndex) not in removed]
         graph.inputs = np.array([i for i in graph.inputs if int(i) not in removed], np.int32)
-    builder = flatbuffers.Builder(len(model))
-    builder.Finish(tree.Pack(builder), b"TFL3")
-    return bytes(builder.Output()), writer.written
+    return writer.written
 
 
 class _Writer:
@@ -54,8 +49,7 @@ class _Writer:
         self.schema, self.tree = schema, tree
         self.written: dict[str, int] = {}
         self._names: dict[int, str] = {}
-        tree.buffers = [_aligned(schema, _content(buffer)) for buffer in tree.buffers]
-        self._buffers = {content: i for i, b in reversed(list(enumerate(tree.buffers))) if (content := _content(b))}
+        self._buffers = {c: i for i, buffer in reversed(list(enumerate(tree.buffers))) if (c := content_of(buffer))}
 
     def replace(self, graph: Any, index: int, codes: Codes) -> None:
         """Make the float input at `index` a constant."""
@@ -82,7 +76,7 @@ class _Writer:
         products = []
         for operation in graph.operators:
             places = [place for place, i in enumerate(operation.inputs) if int(i) == index]
-            kind = self._kind(operation)
+            kind = kind_of(self.tree.operatorCodes[operation.opcodeIndex])
             if places and (kind != "FULLY_CONNECTED" or places != [1]):
                 hint = ": it is inside a loop; unroll it" if kind == "WHILE" else ""
                 shape = list(codes.integers.shape)
@@ -90,11 +84,6 @@ class _Writer:
             if places:
                 products.append(operation)
         return products
-
-    def _kind(self, operation: Any) -> str:
-        code = self.tree.operatorCodes[operation.opcodeIndex]
-        number = max(code.builtinCode, code.deprecatedBuiltinCode)
-        return next(name for name, value in vars(self.schema.BuiltinOperator).items() if value == number)
 
     def _dequantized(self, graph: Any, index: int) -> int:
         """Have the tensor at `index` computed from a new one, whose place is returned."""
@@ -117,8 +106,7 @@ class _Writer:
 
     def _buffer(self, content: bytes) -> int:
         if content not in self._buffers:
-            self.tree.buffers.append(_aligned(self.schema, content))
-            self._buffers[content] = len(self.tree.buffers) - 1
+            self._buffers[content] = append_buffer(self.tree, content)
         return self._buffers[content]
 
     def _name(self, buffer: int, codes: Codes) -> bytes:
@@ -135,21 +123,3 @@ def pack_run(integers: np.ndarray, bits: int) -> bytes:
     groups = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte)
     shifts = (np.arange(per_byte) * bits).astype(np.uint8)
     return np.bitwise_or.reduce(groups << shifts, axis=1).astype(np.uint8).tobytes()
-
-
-def _content(buffer: Any) -> bytes:
-    return b"" if buffer.data is None else np.asarray(buffer.data, np.uint8).tobytes()
-
-
-def _aligned(schema: Any, content: bytes) -> Any:
-    """A buffer whose data start at a multiple of 16, as the schema asks; the generated code forgets it."""
-
-    class Buffer(schema.BufferT):
-        def Pack(self, builder: Any) -> Any:
-            if self.data is not None:
-                builder.Prep(16, len(self.data))
-            return super().Pack(builder)
-
-    buffer = Buffer()
-    buffer.data = np.frombuffer(content, np.uint8) if content else None
-    return buffer

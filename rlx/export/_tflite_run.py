@@ -1,5 +1,6 @@
 """Run a TensorFlow Lite file with the LiteRT interpreter."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,13 @@ import jax
 import numpy as np
 
 from ._quiet import quiet
+from ._tflite_metadata import read_metadata
+
+Detail = tuple[str, tuple[int, ...], np.dtype]
+
+
+def _detail(name: str, detail: Any) -> Detail:
+    return name, tuple(int(n) for n in detail["shape"]), np.dtype(detail["dtype"])
 
 
 class TFLite:
@@ -20,7 +28,7 @@ class TFLite:
       FileNotFoundError: there is no such file.
       ModuleNotFoundError: LiteRT is missing; says which extra has it.
       RuntimeError: the interpreter cannot run an operation of it.
-      ValueError: it is not a TensorFlow Lite file.
+      ValueError: it is not a TensorFlow Lite file, or its metadata are damaged.
     """
 
     def __init__(self, model: str | Path | bytes, *, threads: int = 1) -> None:
@@ -37,11 +45,44 @@ class TFLite:
             self._interpreter.allocate_tensors()  # here the delegate announces itself
             names = self._interpreter.get_signature_list()
             self._runners = {name: self._interpreter.get_signature_runner(name) for name in names}
+        self._inputs = {name: self.details(name)[0] for name in names}
+        self._manifest, self._metadata = read_metadata(content)
 
     @property
     def signatures(self) -> tuple[str, ...]:
         """The names of the signatures."""
         return tuple(self._runners)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was given as `to_tflite(..., metadata=)`; SHA-256 of each entry was checked when the file was loaded."""
+        return copy.deepcopy(self._metadata)
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """What rlx says of the file, or None if something else wrote it.
+
+        `rlx` is the version; `signatures` has, by name, `inputs` and `outputs` in order, each with its `name`
+        in the file, its `path` in the exported function, `shape` and `dtype`; `bits` those of each quantised
+        weight; `metadata` the `kind`, `bytes` and `sha256` of each entry.
+        """
+        return copy.deepcopy(self._manifest)
+
+    def details(self, signature: str) -> tuple[list[Detail], list[Detail]]:
+        """Name in the file, shape and dtype of each input and of each output of a signature, in order.
+
+        Raises:
+          ValueError: no such signature.
+        """
+        runner = self._runner(signature)
+        sides = runner.get_input_details(), runner.get_output_details()
+        inputs, outputs = ([_detail(name, side[name]) for name in sorted(side)] for side in sides)
+        return inputs, outputs
+
+    def _runner(self, signature: str) -> Any:
+        if signature not in self._runners:
+            raise ValueError(f"signature: {signature!r} is not one of {', '.join(map(repr, self._runners))}")
+        return self._runners[signature]
 
     def __call__(self, signature: str, *arrays: Any) -> list[np.ndarray]:
         """The arrays of the result, in the order in which the exported function gave them.
@@ -53,17 +94,13 @@ class TFLite:
         Raises:
           ValueError: no such signature, or an argument of another number, shape or dtype.
         """
-        if signature not in self._runners:
-            raise ValueError(f"signature: {signature!r} is not one of {', '.join(map(repr, self._runners))}")
-        runner = self._runners[signature]
-        details = runner.get_input_details()
+        runner, details = self._runner(signature), self._inputs[signature]
         leaves = jax.tree.leaves(arrays)
         if len(leaves) != len(details):
             raise ValueError(f"arrays: {signature!r} takes {len(details)}, got {len(leaves)}")
         inputs = {}
-        for i, (name, array) in enumerate(zip(sorted(details), leaves, strict=True)):
-            value, detail = np.asarray(array), details[name]
-            shape, dtype = tuple(int(n) for n in detail["shape"]), np.dtype(detail["dtype"])
+        for i, ((name, shape, dtype), array) in enumerate(zip(details, leaves, strict=True)):
+            value = np.asarray(array)
             if value.shape != shape or value.dtype != dtype:
                 want, got = f"{dtype}{shape}", f"{value.dtype}{value.shape}"
                 raise ValueError(f"arrays: argument {i} of {signature!r} is {want}, got {got}")
@@ -80,12 +117,13 @@ def load_tflite(path: str | Path, *, threads: int = 1) -> TFLite:
       threads: of the interpreter.
 
     Returns:
-      A `TFLite`: `model(signature, *arrays)` gives the arrays of the result, in order.
+      A `TFLite`: `model(signature, *arrays)` gives the arrays of the result, in order; `model.metadata`
+      and `model.manifest` what travels with them.
 
     Raises:
       FileNotFoundError: there is no such file.
       ModuleNotFoundError: LiteRT is missing; says which extra has it.
-      ValueError: it is not a TensorFlow Lite file.
+      ValueError: it is not a TensorFlow Lite file, or its metadata are damaged.
     """
     return TFLite(path, threads=threads)
 

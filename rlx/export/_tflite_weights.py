@@ -54,7 +54,7 @@ class Recorder:
                 'LiteRT does not turn 2-bit codes into floats: quantise with activations="dynamic_int8"'
             )
         codes = Codes(
-            integers=_integers(w),
+            integers=integers_of(w),
             scale=np.asarray(w.scale, np.float32),
             bits=w.bits,
             dynamic=w.activations == "dynamic_int8",
@@ -71,7 +71,7 @@ class Recorder:
     def take(self, w: weights.QuantizedWeight, ids: jax.Array) -> jax.Array:
         """Rows of packed codes, unpacked by float arithmetic: there are no builtins for shifts of bytes."""
         w = _own(w)
-        _integers(w)
+        integers_of(w)
         inside = (ids >= 0) & (ids < w.shape[0])
         safe = jnp.clip(ids, 0, w.shape[0] - 1)
         packed = jnp.asarray(np.asarray(w.codes)).at[safe].get(mode="promise_in_bounds")
@@ -86,9 +86,9 @@ class Recorder:
 
     def dense(self, w: weights.QuantizedWeight) -> jax.Array:
         """A float constant."""
-        scale = np.asarray(w.scale, np.float32)
+        integers, scale = integers_of(w), np.asarray(w.scale, np.float32)
         spread_out = scale[..., None] if w.block is None else np.repeat(scale, w.block, axis=-1)
-        return jnp.asarray((_integers(w).astype(np.float32) * spread_out).astype(w.dtype))
+        return jnp.asarray((integers.astype(np.float32) * spread_out).astype(w.dtype))
 
 
 def _own(w: weights.QuantizedWeight) -> weights.QuantizedWeight:
@@ -96,7 +96,7 @@ def _own(w: weights.QuantizedWeight) -> weights.QuantizedWeight:
     if w.layer_bits is None or isinstance(w.layer_bits, jax.core.Tracer) or np.ndim(w.layer_bits):
         return w
     bits = int(w.layer_bits)
-    integers, (low, high) = _integers(w), RANGE[bits]
+    integers, (low, high) = integers_of(w), RANGE[bits]
     if integers.min() < low or integers.max() > high:
         raise ValueError(f"a quantised weight has codes outside [{low}, {high}], for layer_bits={bits}")
     with jax.ensure_compile_time_eval():
@@ -104,15 +104,22 @@ def _own(w: weights.QuantizedWeight) -> weights.QuantizedWeight:
     return replace(w, codes=codes, bits=bits, layer_bits=None)
 
 
-def _integers(w: weights.QuantizedWeight) -> np.ndarray:
+def integers_of(w: weights.QuantizedWeight) -> np.ndarray:
+    """The codes `[out, in]` int8 as NumPy's, also while a function is traced."""
     if isinstance(w.codes, jax.core.Tracer) or isinstance(w.scale, jax.core.Tracer):
         raise TypeError(
             "a quantised weight is traced, so its codes cannot be written: it is inside a scan, an argument of a "
             "jitted function, or made or sliced inside the exported function. Unroll the layers, and close over "
             "NumPy arrays: jax.tree.map(np.asarray, params)"
         )
-    with jax.ensure_compile_time_eval():
-        return np.asarray(w.integers())
+    codes = np.asarray(w.codes)
+    if w.bits == 8:
+        return codes.view(np.int8)
+    # In NumPy, since jax2onnx puts operations of its own in the place of jnp's.
+    parts = codes[..., None] >> (np.arange(8 // w.bits) * w.bits).astype(np.uint8) & np.uint8(2**w.bits - 1)
+    raw = parts.reshape(*codes.shape[:-1], -1)[..., : w.inputs].astype(np.int8)
+    half = np.int8(2 ** (w.bits - 1))
+    return (raw ^ half) - half
 
 
 def _digest(codes: Codes) -> str:

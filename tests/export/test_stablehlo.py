@@ -1,5 +1,6 @@
 """StableHLO is written, loaded back and computes the same."""
 
+import sys
 from pathlib import Path
 
 import jax
@@ -26,3 +27,9 @@ def test_a_function_comes_back(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.stablehlo"):
         export.load_stablehlo(tmp_path / "gone.stablehlo")
+
+
+def test_a_missing_jax2onnx_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(ModuleNotFoundError, match=r"rlx\[onnx\]"):
+        export.to_onnx(jnp.sin, [jax.ShapeDtypeStruct((2,), jnp.float32)], tmp_path / "m.onnx")

@@ -39,7 +39,7 @@ def room(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] in ("kernels_pallas", "experiments"):
         return parts[0]
-    if parts[0] == "rlx" and len(parts) > 1:
+    if parts[0] == "rlx" and len(parts) > 1 and parts[1] != "__version__":  # a string that any room may read
         return ".".join(parts[:2])
     return None
 

@@ -53,6 +53,8 @@ def test_it_says_what_it_needs(wheel: Path) -> None:
         "minilm",
         "plot",
         "parquet",
+        "image",
+        "onnx",
     }
     needs = [line for line in metadata.splitlines() if line.startswith("Requires-Dist")]
     assert all(">=" in line for line in needs), [line for line in needs if ">=" not in line]

@@ -1,5 +1,7 @@
 """The decoder against an oracle, its cache against whole sequences, its samples against its probabilities."""
 
+import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -105,6 +107,23 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(params: Any, chunks: l
         start += size
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), decoder.apply(params, CONFIG, ids), atol=2e-4)
     assert int(cache.length) == 9
+
+
+@pytest.mark.parametrize("residual", ["reversible", "plain"])
+def test_unrolled_layers_fill_the_same_cache(residual: Any) -> None:
+    sliding = {"layer_types": ("sliding_attention", "full_attention"), "sliding_window": 3, "num_hidden_layers": 2}
+    config = dataclasses.replace(CONFIG, residual=residual, **(sliding if residual == "plain" else {}))
+    params = decoder.init(jax.random.key(0), config)
+    ids = tokens(4)
+
+    @partial(jax.jit, static_argnames="unroll")
+    def run(ids: jax.Array, unroll: bool) -> Any:
+        first, cache = decoder.prefill(params, config, ids[:, :5], slots=9, unroll=unroll)
+        second, cache = decoder.extend(params, config, ids[:, 5:], cache, unroll=unroll)
+        return first, second, cache
+
+    for whole, apart in zip(jax.tree.leaves(run(ids, False)), jax.tree.leaves(run(ids, True)), strict=True):
+        np.testing.assert_allclose(apart, whole, atol=2e-4)
 
 
 def test_left_padded_prompts_continue_like_unpadded_ones(params: Any) -> None:

@@ -61,6 +61,7 @@ def prefill(
     slots: int,
     attention_mask: jax.Array | None = None,
     dtype: Any = jnp.float32,
+    unroll: bool = False,
 ) -> tuple[jax.Array, Cache]:
     """Logits of prompts, and a cache that holds them: `extend` of an empty cache, which is not attended to.
 
@@ -71,6 +72,7 @@ def prefill(
       slots: tokens that the cache has room for, at least P.
       attention_mask: `[B, P]`; false for padding.
       dtype: of the cache.
+      unroll: as for `apply`.
 
     Returns:
       `(logits [B, P, vocab_size] float32, cache)`.
@@ -93,7 +95,7 @@ def prefill(
     """
     check_shapes(input_ids=(input_ids, "BP"))
     cache = empty_cache(config, batch=input_ids.shape[0], slots=slots, dtype=dtype)
-    return _continue(params, config, input_ids, cache, attention_mask, empty=True)
+    return _continue(params, config, input_ids, cache, attention_mask, empty=True, unroll=unroll)
 
 
 def extend(
@@ -103,6 +105,7 @@ def extend(
     cache: Cache,
     *,
     attention_mask: jax.Array | None = None,
+    unroll: bool = False,
 ) -> tuple[jax.Array, Cache]:
     """Logits of new tokens given the cached ones, and the cache with them.
 
@@ -113,6 +116,7 @@ def extend(
       cache: from `prefill`, `empty_cache` or an earlier `extend`. Slots past its end are not
         written: when `length + T > slots` the logits are NaN, since they would be wrong.
       attention_mask: `[B, T]` for the new tokens; false for padding.
+      unroll: as for `apply`; what an exporter wants that writes each layer's weights.
 
     Returns:
       `(logits [B, T, vocab_size] float32, cache)`; equal to `apply` on all tokens at once.
@@ -121,7 +125,7 @@ def extend(
       TypeError: `input_ids` is not an integer array.
       ValueError: shapes disagree, or the tokens do not fit.
     """
-    return _continue(params, config, input_ids, cache, attention_mask, empty=False)
+    return _continue(params, config, input_ids, cache, attention_mask, empty=False, unroll=unroll)
 
 
 def _continue(
@@ -132,6 +136,7 @@ def _continue(
     attention_mask: jax.Array | None,
     *,
     empty: bool,
+    unroll: bool,
 ) -> tuple[jax.Array, Cache]:
     check_shapes(input_ids=(input_ids, "BT"), valid=(cache.valid, "BS"))
     check_dtype("integer", input_ids=input_ids)
@@ -150,7 +155,7 @@ def _continue(
     plain = config.residual == "plain"
 
     def layer(
-        state: tuple[jax.Array, jax.Array], inputs: tuple[Params, jax.Array, jax.Array, jax.Array]
+        state: tuple[jax.Array, jax.Array], inputs: tuple[Params, jax.Array, jax.Array, Any]
     ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
         (x1, x2), (p, keys, values, local) = state, inputs
         local = local if config.mixed else config.sliding[0]
@@ -162,9 +167,15 @@ def _continue(
         return (y2 if plain else y1, y2), (k.astype(keys.dtype), v.astype(values.dtype))
 
     x = _blocks.embed(params, input_ids, positions, config)
-    flags = jnp.array(config.sliding)
-    layers = _blocks.layers(params, config)
-    (y1, y2), (k, v) = lax.scan(layer, (x, x), (layers, cache.keys, cache.values, flags))
+    stacked = _blocks.layers(params, config), cache.keys, cache.values
+    if unroll:
+        state, new_ones = (x, x), []
+        for index, local in enumerate(config.sliding):
+            state, one = layer(state, (*jax.tree.map(lambda leaf, index=index: leaf[index], stacked), local))
+            new_ones.append(one)
+        (y1, y2), k, v = state, *(jnp.stack(parts) for parts in zip(*new_ones, strict=True))
+    else:
+        (y1, y2), (k, v) = lax.scan(layer, (x, x), (*stacked, jnp.array(config.sliding)))
     logits = _blocks.head(params, _blocks.final_norm(params, y2 if plain else y1 + y2, config), config)
     logits = jnp.where(cache.length + length > slots, jnp.nan, logits)
     at = (0, 0, cache.length, 0, 0)
