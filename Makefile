@@ -75,7 +75,7 @@ check: lint types test doctest test-slow docs ## everything that CI runs on one 
 lock: ## renew uv.lock and the hashed requirement files (needs uv)
 	uv lock
 	uv export -q --frozen --no-emit-project --no-annotate --extra data --extra export --extra plot --extra interop \
-	  --extra bayes --extra parquet --extra image \
+	  --extra bayes --extra parquet --extra image --extra photos \
 	  --group test --group lint --no-header -o requirements.lock
 	uv export -q --frozen --no-emit-project --no-annotate --only-group docs --no-header -o requirements-docs.lock
 

@@ -14,6 +14,7 @@ Repeated layers are stacked on a leading axis, and every product goes through
 
 from . import decoder as decoder
 from . import encoder as encoder
+from . import multimodal as multimodal
 from . import siglip as siglip
 from . import t5 as t5
 from ._buckets import Batch as Batch

@@ -71,7 +71,7 @@ def test_every_dependency_has_a_lower_bound(project: dict) -> None:
 
 def test_the_extras_are_there(project: dict) -> None:
     extras = {"cuda12", "cuda13", "tpu", "data", "export", "bayes", "interop", "ray", "slurm", "minilm", "plot"}
-    extras |= {"image", "onnx"}
+    extras |= {"image", "onnx", "photos"}
     assert extras <= set(project["project"]["optional-dependencies"])
 
 
@@ -109,6 +109,9 @@ def test_the_hashed_requirements_hold_every_dependency(project: dict) -> None:
     names = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     extras = project["project"]["optional-dependencies"]
     groups = project["dependency-groups"]
-    used = [project["project"]["dependencies"], *(extras[e] for e in ("data", "export", "plot", "interop", "image"))]
+    used = [
+        project["project"]["dependencies"],
+        *(extras[e] for e in ("data", "export", "plot", "interop", "image", "photos")),
+    ]
     for line in [line for part in [*used, groups["test"], groups["lint"]] for line in part]:
         assert Requirement(line).name.lower() in names, line

@@ -55,6 +55,7 @@ def test_it_says_what_it_needs(wheel: Path) -> None:
         "parquet",
         "image",
         "onnx",
+        "photos",
     }
     needs = [line for line in metadata.splitlines() if line.startswith("Requires-Dist")]
     assert all(">=" in line for line in needs), [line for line in needs if ">=" not in line]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rlx import models, weights
 from rlx.adapters._oft import rotation
-from rlx.models import decoder, encoder, t5
+from rlx.models import decoder, encoder, multimodal, t5
 
 from .case import B, Case, normal
 
@@ -179,7 +179,78 @@ def _t5_pad(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Callable[[Any], Any
     return (params, jnp.pad(ids, wide, constant_values=7), written, jnp.pad(mask, wide)), lambda logits: logits
 
 
+SEES = multimodal.Config(
+    vocab_size=13,
+    classes=5,
+    images=(("scene", multimodal.Image(height=8, width=8, merge=(1, 2))),),
+    stem_size=4,
+    stem_layers=1,
+    hidden_size=8,
+    num_attention_heads=2,
+    intermediate_size=8,
+    vision_layers=1,
+    decoder_layers=1,
+    max_length=8,
+    embedding_size=4,
+)
+
+
+def _sees_args(key: jax.Array) -> tuple[Any, ...]:
+    k = jax.random.split(key, 3)
+    pixels = jax.random.randint(k[1], (B, 8, 8, 3), 0, 256).astype(jnp.uint8)
+    return multimodal.init(k[0], SEES), pixels, jax.random.randint(k[2], (B, 5), 0, 13), jnp.full((B,), 4, jnp.int32)
+
+
+def _tokens(params: Any, pixels: jax.Array) -> jax.Array:
+    return multimodal.encode(params, SEES, pixels, kind="scene")
+
+
+def _says(params: Any, pixels: jax.Array, ids: jax.Array) -> jax.Array:
+    return multimodal.apply(params, SEES, multimodal.memory(params, SEES, _tokens(params, pixels)), ids)
+
+
+def _text_vector(params: Any, ids: jax.Array, lengths: jax.Array) -> jax.Array:
+    return multimodal.embed_text(params, SEES, ids, lengths)
+
+
+def _text_pad(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Callable[[Any], Any]]:
+    params, ids, lengths = args
+    return (params, jnp.pad(ids, ((0, 0), (0, 2)), constant_values=7), lengths), lambda vectors: vectors
+
+
+def _sees_pad(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Callable[[Any], Any]]:
+    params, pixels, ids = args
+    return (params, pixels, jnp.pad(ids, ((0, 0), (0, 2)), constant_values=7)), lambda logits: logits[:, :-2]
+
+
 CASES = [
+    Case(
+        "multimodal.encode",
+        _tokens,
+        lambda key: _sees_args(key)[:2],
+        (False, True),
+        differentiable=(0,),
+        half=(0,),
+    ),
+    Case(
+        "multimodal.apply",
+        _says,
+        lambda key: _sees_args(key)[:3],
+        (False, True, True),
+        differentiable=(0,),
+        half=(0,),
+        half_out=jnp.float32,
+        pad=_sees_pad,
+    ),
+    Case(
+        "multimodal.embed_text",
+        _text_vector,
+        lambda key: (_sees_args(key)[0], *_sees_args(key)[2:]),
+        (False, True, True),
+        half=(0,),
+        half_out=jnp.float32,
+        pad=_text_pad,
+    ),
     *_cases_of("rotated", rotated_weight, _by_hand(rotated_weight)),
     *_cases_of("kronecker", kronecker_weight, _by_hand(kronecker_weight)),
     *_cases_of("rows", rows_weight, _by_hand(rows_weight)),
