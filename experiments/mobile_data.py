@@ -190,15 +190,45 @@ def places(things: tuple[scenes.Thing, ...]) -> np.ndarray:
     found = np.zeros((3, *GRID), np.int32)
     for one in things:
         row, column = one.y * GRID[0] // scenes.SIDE, one.x * GRID[1] // scenes.SIDE
-        names = scenes.THINGS.index(one.thing), list(scenes.COLOURS).index(one.colour), scenes.SIZES.index(one.size)
-        found[:, row, column] = np.array(names) + 1
+        colour = list(scenes.COLOURS).index(one.colour) + 1 if one.colour else 0
+        found[:, row, column] = scenes.THINGS.index(one.thing) + 1, colour, scenes.SIZES.index(one.size) + 1
     return found.reshape(3, TOKENS)
 
 
-def read_word(best: np.ndarray) -> str:
-    """The word of `[32]` best classes: repeated ones count once, blanks not at all."""
+def collapse(best: np.ndarray) -> str:
+    """The word of classes `[32]`: repeated ones count once, blanks not at all."""
     kept = best[(best != 0) & (best != np.concatenate([[0], best[:-1]]))]
     return "".join(words.LETTERS[i - 1] for i in kept)
+
+
+_SMALL, _CAPITAL, _DIGIT = (
+    np.array([True] + [kind(letter) for letter in words.LETTERS]) for kind in (str.islower, str.isupper, str.isdigit)
+)
+
+
+def read_word(logits: np.ndarray) -> str:
+    """The word of the reader's logits `[32, classes]`.
+
+    A word is in small letters, or in capitals, or a number, or begins with one capital. Each of the four is read by
+    itself, the best class of each column among those that it allows; the one whose columns are likeliest counts. So an
+    O among small letters is an o.
+    """
+    top = logits.max(axis=1, keepdims=True)
+    scores = logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
+
+    def reading(allowed: np.ndarray) -> tuple[float, np.ndarray]:
+        among = np.where(allowed, scores, -np.inf)
+        return float(among.max(axis=1).sum()), among.argmax(axis=1)
+
+    found = [reading(kind[None]) for kind in (_SMALL, _CAPITAL, _DIGIT)]
+    first = found[1][1]
+    if first.any():
+        start = int(np.argmax(first > 0))
+        allowed = np.tile(_SMALL, (len(scores), 1))
+        allowed[: start + 1] = _CAPITAL
+        allowed[start + 1 :, first[start]] = True  # the same letter may go on into the next column
+        found.append(reading(allowed))
+    return collapse(max(found, key=lambda one: one[0])[1])
 
 
 class Tokens(NamedTuple):

@@ -18,7 +18,7 @@ from rlx.models import multimodal
 def signatures(params: Any, config: multimodal.Config) -> dict[str, Any]:
     """What the file offers, a batch of one each.
 
-    read: a word crop; best classes `[1, 32]` and logits.
+    read: a word crop; logits `[1, 32, classes]`.
     look: a scene; its vector `[1, E]`, and the keys and values that the decoder looks at.
     embed_text: tokens `[1, 20]` and their number; a vector `[1, E]`.
     prefill: a prompt `[1, 14]`, its length, and what `look` gave; logits `[1, V]` and a cache.
@@ -39,9 +39,8 @@ def signatures(params: Any, config: multimodal.Config) -> dict[str, Any]:
     def ids(length: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, length), jnp.int32)
 
-    def read(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = multimodal.read(params, config, pixels)
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32), logits
+    def read(pixels: jax.Array) -> jax.Array:
+        return multimodal.read(params, config, pixels)
 
     def look(pixels: jax.Array) -> tuple[jax.Array, multimodal.Cache]:
         x = multimodal.encode(params, config, pixels, kind="scene")
@@ -83,7 +82,7 @@ class File:
         self.model = export.load_tflite(path, threads=threads)
 
     def read(self, pixels: np.ndarray) -> np.ndarray:
-        """Best classes `[32]` of a crop `[32, 128, 3]`."""
+        """Logits `[32, classes]` of a crop `[32, 128, 3]`."""
         return self.model("read", pixels[None])[0][0]
 
     def say(self, pixels: np.ndarray, prompt: np.ndarray, length: int, *, most: int = data.TEXT - 2) -> list[int]:

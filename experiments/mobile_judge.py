@@ -32,7 +32,7 @@ class Answers:
     """What a network says about batches; every array has as many rows as there are inputs.
 
     Attributes:
-      read: pixels `[N, 32, 128, 3]` to best classes `[N, 32]`.
+      read: pixels `[N, 32, 128, 3]` to logits `[N, 32, classes]`.
       say: pixels `[N, 64, 64, 3]`, prompts `[N, PROMPT]` and their lengths `[N]` to tokens `[N, T]` after the prompt.
       images, texts: to unit vectors `[N, E]`, from pixels, or from ids `[N, TEXT]` and lengths.
     """
@@ -126,7 +126,7 @@ def from_jax(params: Any, config: multimodal.Config, *, batch: int = 100) -> Ans
 
     @jax.jit
     def read(params: Any, x: jax.Array) -> jax.Array:
-        return jnp.argmax(multimodal.read(params, config, x), axis=-1)
+        return multimodal.read(params, config, x)
 
     @jax.jit
     def say(params: Any, x: jax.Array, ids: jax.Array, lengths: jax.Array) -> jax.Array:

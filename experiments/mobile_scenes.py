@@ -4,7 +4,8 @@
 
 The truth of a scene is a few numbers, from which its caption and every question and answer follow. Some pairs of a
 colour and a thing are held out: no scene of the training side has one, every scene of the held-out side does, over a
-photograph and in a handwriting that training does not see.
+photograph and in a handwriting that training does not see. In training some things have a colour that has no name here,
+and are spoken of without one: so what a thing is does not come to depend on the colours that it was seen in.
 """
 
 import sys
@@ -33,13 +34,14 @@ THINGS = SHAPES + DIGITS
 SIZES = ("small", "large")
 COUNTS = ("one", "two", "three")
 RELATIONS = ("left of", "right of", "above", "below")
+UNNAMED = 0.4
 RADII = {"small": (6, 8), "large": (11, 14)}
 QUESTIONS = ("colour", "thing", "size", "count", "exists", "relation", "beside", "digit")
 ATTRIBUTES = frozenset((*COLOURS, *THINGS, *SIZES))
 
 
 class Thing(NamedTuple):
-    """One object: what, colour and size by name, and its middle in pixels."""
+    """One object: what, colour ("" for one without a name) and size by name, and its middle in pixels."""
 
     thing: str
     colour: str
@@ -66,7 +68,7 @@ class Asked:
 
 def pair_is_held_out(colour: str, thing: str) -> bool:
     """Whether a colour and a thing are seen together on the held-out side only."""
-    return is_held_out(f"{colour} {thing}")
+    return bool(colour) and is_held_out(f"{colour} {thing}")
 
 
 @cache
@@ -136,6 +138,8 @@ def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
     while len(placed) < count:
         rare = held_out and (not placed or rng.random() < 0.5)
         colour, thing = _pair(rng, rare)
+        if not held_out and rng.random() < UNNAMED:
+            colour, thing = "", _thing(rng)
         if any(colour == other.colour and thing == other.thing for other in placed):
             continue
         size = SIZES[rng.integers(2)]
@@ -150,9 +154,13 @@ def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
     return Scene(_picture(rng, placed, held_out), tuple(sorted(placed, key=lambda o: (o.x, o.y))))
 
 
+def _thing(rng: np.random.Generator) -> str:
+    return SHAPES[rng.integers(5)] if rng.random() < 0.6 else DIGITS[rng.integers(10)]
+
+
 def _pair(rng: np.random.Generator, rare: bool) -> tuple[str, str]:
     while True:
-        thing = SHAPES[rng.integers(5)] if rng.random() < 0.6 else DIGITS[rng.integers(10)]
+        thing = _thing(rng)
         colour = tuple(COLOURS)[rng.integers(len(COLOURS))]
         if pair_is_held_out(colour, thing) == rare:
             return colour, thing
@@ -170,10 +178,20 @@ def _picture(rng: np.random.Generator, things: list[Thing], held_out: bool) -> n
             samples = handwriting(held_out)[thing]
             mask = digit_mask(samples[rng.integers(len(samples))], radius)
         place = np.s_[y - radius : y + radius + 1, x - radius : x + radius + 1]
-        shade = np.asarray(COLOURS[colour], np.float32) + rng.uniform(-12, 12, 3).astype(np.float32)
+        shade = np.asarray(COLOURS[colour] if colour else _no_colour(rng), np.float32)
+        shade = shade + rng.uniform(-12, 12, 3).astype(np.float32)
         picture[place] += mask[:, :, None] * (shade - picture[place])
     noise = rng.standard_normal(picture.shape, np.float32) * np.float32(rng.uniform(0, 6))
     return np.clip(np.rint(picture + noise), 0, 255).astype(np.uint8)
+
+
+def _no_colour(rng: np.random.Generator) -> np.ndarray:
+    """A colour at least 90 of 255 away from every one that has a name."""
+    named = np.array(list(COLOURS.values()))
+    while True:
+        colour = rng.uniform(0, 255, 3)
+        if np.linalg.norm(named - colour, axis=1).min() >= 90:
+            return colour
 
 
 def relation(first: Thing, second: Thing) -> str:
@@ -186,7 +204,7 @@ def relation(first: Thing, second: Thing) -> str:
 
 def caption(things: tuple[Thing, ...]) -> str:
     """All things from left to right, and how the first two stand."""
-    names = [f"a {o.size} {o.colour} {o.thing}" for o in things]
+    names = [" ".join(word for word in ("a", o.size, o.colour, o.thing) if word) for o in things]
     text = names[0]
     if len(things) > 1:
         text += f" {relation(things[0], things[1])} {names[1]}"
@@ -207,6 +225,8 @@ def ask(rng: np.random.Generator, things: tuple[Thing, ...], kind: str | None = 
 def _ask(rng: np.random.Generator, things: tuple[Thing, ...], kind: str) -> tuple[str, str] | None:
     one = things[rng.integers(len(things))]
     counts, colours = Counter(o.thing for o in things), Counter(o.colour for o in things)
+    if kind in ("colour", "thing", "exists") and not one.colour:
+        return None
     if kind == "colour" and counts[one.thing] == 1:
         return f"what color is the {one.thing}", one.colour
     if kind == "thing" and colours[one.colour] == 1:

@@ -138,10 +138,9 @@ def losses(
     where = jnp.einsum("bnd,cd->bnc", tokens, told_head)
     thing, colour, size = jnp.split(where, np.cumsum(_TOLD)[:-1], axis=-1)
     truth = batch["places"]
-    held = truth[:, 0] > 0
     place = optax.softmax_cross_entropy_with_integer_labels(thing, truth[:, 0])
     for part, labels in ((colour, truth[:, 1]), (size, truth[:, 2])):
-        place += held * optax.softmax_cross_entropy_with_integer_labels(part, labels)
+        place += (labels > 0) * optax.softmax_cross_entropy_with_integer_labels(part, labels)
     place = jnp.mean(jnp.sum(place, axis=1))
 
     seen = multimodal.memory(params, config, tokens)

@@ -38,9 +38,9 @@ class Config:
     """Scenes rendered for training."""
     batch: int = 32
     """Crops a step, and scenes a step."""
-    steps: int = 1800
+    steps: int = 1700
     """Updates in all."""
-    fork: float = 0.5
+    fork: float = 0.25
     """The share of them before weights are rounded."""
     rate: float = 8e-3
     """Highest learning rate."""
@@ -156,11 +156,11 @@ def job(config: Config) -> None:
         if config.compare:
             whole = mobile_train.judged(go_on("float", state, rest, fork, False), low_bit=False)
             report["float"] = running.result(
-                "float", lambda: mobile_judge.judge(mobile_judge.from_jax(whole, model), held_out)
+                "float_judged", lambda: mobile_judge.judge(mobile_judge.from_jax(whole, model), held_out)
             )
         low = mobile_train.judged(go_on("low_bit", mobile_train.lower(state), rest, fork, True), low_bit=True)
         report["low_bit"] = running.result(
-            "low_bit", lambda: mobile_judge.judge(mobile_judge.from_jax(low, model), held_out)
+            "low_bit_judged", lambda: mobile_judge.judge(mobile_judge.from_jax(low, model), held_out)
         )
         path = running.directory / "model.tflite"
 
@@ -177,8 +177,9 @@ def job(config: Config) -> None:
         )
         report["tesseract"] = running.result("tesseract", lambda: mobile_report.tesseract(held_out.crops))
         report["timings"], report["environment"] = running.timings(), running.environment
+        report["training_s"] = sum(report["timings"][name] for name in ("common", "low_bit"))
         report["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(state["trained"]["params"]))
-        report["command"] = f"python -m experiments.mobile_vlm --preset {config.preset} --directory {config.directory}"
+        report["command"] = f"python -m experiments.mobile_vlm --preset {config.preset}"
         (running.directory / "report.json").write_text(json.dumps(report, indent=1) + "\n")
         mobile_report.picture(file, held_out, Path(running.directory) / "answers.png")
         print(mobile_report.table(report))

@@ -1,5 +1,6 @@
 """The phone's network: what is rendered, what is held out, how it is judged, and a whole small run."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import pytest
 
 from experiments import mobile_data as data
 from experiments import mobile_judge as judge
+from experiments import mobile_report, mobile_vlm, mobile_words
 from experiments import mobile_scenes as scenes
-from experiments import mobile_vlm, mobile_words
 
 THINGS = (
     scenes.Thing("circle", "red", "small", 10, 40),
@@ -55,9 +56,21 @@ def test_no_word_or_photograph_is_on_both_sides() -> None:
 
 def test_columns_read_back_as_the_word() -> None:
     crop = mobile_words.Crop(np.zeros((32, 128, 3), np.uint8), "hello", np.array([6, 18, 30, 42, 54], np.float32))
-    assert data.read_word(data.columns(crop)) == "hello"
-    assert data.read_word(np.array([8, 8, 0, 8, 0, 0, 5, 5])) == "hhe"
+    assert data.collapse(data.columns(crop)) == "hello"
+    assert data.collapse(np.array([8, 8, 0, 8, 0, 0, 5, 5])) == "hhe"
     assert data.classes("ab").tolist() == [1, 2] + [0] * 9
+
+
+@pytest.mark.parametrize("word", ["covers", "Covers", "COVERS", "646", "Oo", "hello"])
+def test_a_word_is_read_in_one_case(word: str) -> None:
+    logits = np.zeros((32, 63))
+    for i, letter in enumerate(word):
+        other = letter.lower() if letter.isupper() else letter.upper()
+        logits[2 * i, data.words.LETTERS.index(letter) + 1] = 9
+        logits[2 * i, data.words.LETTERS.index(other) + 1] = 9.5 if i == len(word) // 2 and len(word) > 3 else 5
+    logits[:, 0] = np.where(logits.max(axis=1) > 0, -5, 9)
+    logits[1, 0], logits[1, data.words.LETTERS.index(word[0]) + 1] = 0, 9  # the first letter is two columns wide
+    assert data.read_word(logits) == word
 
 
 def test_held_out_pairs_are_never_seen_in_training() -> None:
@@ -70,6 +83,21 @@ def test_held_out_pairs_are_never_seen_in_training() -> None:
     # Each colour and each thing of a held-out pair is in training, in other company.
     for part in (0, 1):
         assert {pair[part] for pair in scenes.pairs(True)} <= {pair[part] for pair in scenes.pairs(False)}
+
+
+def test_a_colour_without_a_name_is_not_spoken_of() -> None:
+    things = (scenes.Thing("circle", "", "small", 10, 40), scenes.Thing("star", "red", "large", 40, 40))
+    assert scenes.caption(things) == "a small circle left of a large red star"
+    rng = np.random.default_rng(0)
+    for kind in scenes.QUESTIONS:
+        asked = scenes.ask(rng, things, kind)
+        assert asked.answer
+        assert "  " not in asked.question
+    assert data.places(things)[:, 8 * 2 + 1].tolist() == [1, 0, 1]
+    scene = scenes.draw_scenes(0, 300, held_out=False)
+    unnamed = np.mean([one.colour == "" for s in scene for one in s.things])
+    assert 0.3 < unnamed < 0.5
+    assert all(one.colour for s in scenes.draw_scenes(0, 300, held_out=True) for one in s.things)
 
 
 def test_a_caption_says_what_is_there() -> None:
@@ -181,14 +209,14 @@ def test_a_perfect_network_scores_one_and_an_empty_one_less() -> None:
         return np.stack(rows)
 
     perfect = judge.Answers(
-        read=lambda x: np.tile(np.array([[1, 0, 2, 2] + [0] * 28]), (len(x), 1)),
+        read=lambda x: np.tile(9 * np.eye(63)[[1, 0, 2, 2] + [0] * 28], (len(x), 1, 1)),
         say=say,
         images=lambda x: np.stack([one_hot(captions[one.tobytes()]) for one in x]),
         texts=lambda ids, lengths: np.stack([one_hot(data.decode(row[1:])) for row in ids]),
     )
     assert judge.judge(perfect, held_out) == {"words": 1.0, "answers": 1.0, "attributes": 1.0, "retrieval": 1.0}
     silent = judge.Answers(
-        read=lambda x: np.zeros((len(x), 32), int),
+        read=lambda x: np.tile(9 * np.eye(63)[[0] * 32], (len(x), 1, 1)),
         say=lambda x, ids, lengths: np.full((len(x), 3), data.END),
         images=lambda x: np.ones((len(x), 2)),
         texts=lambda ids, lengths: np.ones((len(ids), 2)),
@@ -225,6 +253,27 @@ def test_batches_go_on_where_they_were() -> None:
         np.testing.assert_array_equal(one["texts"][4:, 0] % 100, one["scenes"])
     whole = np.concatenate([one["crops"] for one in seen + expected])
     assert len(set(whole.tolist())) == 32  # no crop twice before all were seen
+
+
+def test_the_page_has_the_rows_of_the_record() -> None:
+    root = Path(__file__).parents[2]
+    record = json.loads((root / "docs/benchmarks/mobile_cpu.json").read_text())
+    page = (root / "docs/mobile.md").read_text()
+    for row in mobile_report.page_rows(record):
+        assert row in page
+    assert f"in {record['training_s']:.0f} s" in page
+    assert record["file"]["answer_ms"] <= 200
+    assert 0.9 * record["low_bit"]["words"] < record["file"]["words"] < 1.1 * record["low_bit"]["words"]
+
+
+def test_the_page_has_the_size_of_the_larger_file() -> None:
+    root = Path(__file__).parents[2]
+    record = json.loads((root / "docs/benchmarks/mobile_size.json").read_text())
+    assert record["parameters"] >= 60_000_000
+    assert record["bytes"] < record["limit"]
+    page = (root / "docs/mobile.md").read_text()
+    for number in ("parameters", "at_2_bits", "bytes"):
+        assert f"{record[number]:,}" in page
 
 
 @pytest.mark.slow

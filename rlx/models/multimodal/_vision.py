@@ -52,7 +52,8 @@ def encode(params: Params, config: Config, pixels: jax.Array, *, kind: str) -> j
     for p in each_layer(vision, config.vision_layers) if config.vision_layers else ():
         q, k, v = jnp.split(linear(p, "qkv_proj", norm(p, "attention_norm", x)), 3, axis=-1)
         heads = config.num_attention_heads
-        bias = -p["nearness"].astype(distance.dtype)[:, None, None] * distance
+        slope = p["nearness"].astype(wide(p["nearness"].dtype))
+        bias = -slope[:, None, None] * distance.astype(slope.dtype)
         mixed = attend(split_heads(q, heads), split_heads(k, heads), split_heads(v, heads), bias[None])
         x = mlp(p, x + linear(p, "o_proj", mixed))
     return norm(vision, "norm", x)
