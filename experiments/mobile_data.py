@@ -23,7 +23,8 @@ from experiments import mobile_words as words
 
 PAD, END, CAPTION, ASK, ANSWER = range(5)
 SPECIAL = ("<pad>", "<end>", "<caption>", "<ask>", "<answer>")
-TEXT = 20
+TEXT = 17
+QUESTION = 12
 COLUMNS = 32
 GRID = (4, 8)
 TOKENS = GRID[0] * GRID[1]
@@ -72,7 +73,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         features = {
             "pixels": tfds.features.Tensor(shape=(scenes.SIDE, scenes.SIDE, 3), dtype=np.uint8),
             "caption": tfds.features.Tensor(shape=(TEXT,), dtype=np.int32),
-            "asked": tfds.features.Tensor(shape=(QUESTIONS_EACH, TEXT), dtype=np.int32),
+            "asked": tfds.features.Tensor(shape=(QUESTIONS_EACH, QUESTION), dtype=np.int32),
             "places": tfds.features.Tensor(shape=(3, TOKENS), dtype=np.int32),
         }
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
@@ -147,7 +148,7 @@ def batches(bank: Bank, *, batch: int, seed: int) -> Any:
 
     Returns:
       A grain iterator of `{"crops": uint8 [B, 32, 128, 3], "classes", "columns", "scenes": uint8 [B, 64, 64, 3],
-      "places", "texts": int32 [2 B, TEXT]}`, captions before questions; its state is JSON.
+      "places", "captions": int32 [B, TEXT], "asked": int32 [2 B, QUESTION]}`, two questions a scene; its state is JSON.
     """
 
     def order(count: int, salt: int) -> grain.MapDataset:
@@ -155,14 +156,15 @@ def batches(bank: Bank, *, batch: int, seed: int) -> Any:
 
     def gather(pair: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
         crop, scene = pair
-        which = (scene + np.arange(batch)) % QUESTIONS_EACH
+        one, two = ((scene + np.arange(batch) + i) % QUESTIONS_EACH for i in (0, 2))
         return {
             "crops": bank.words["pixels"][crop],
             "classes": bank.words["classes"][crop],
             "columns": bank.words["columns"][crop],
             "scenes": bank.scenes["pixels"][scene],
             "places": bank.scenes["places"][scene],
-            "texts": np.concatenate([bank.scenes["caption"][scene], bank.scenes["asked"][scene, which]]),
+            "captions": bank.scenes["caption"][scene],
+            "asked": np.concatenate([bank.scenes["asked"][scene, one], bank.scenes["asked"][scene, two]]),
         }
 
     both = [order(len(part["pixels"]), salt) for salt, part in enumerate((bank.words, bank.scenes))]
@@ -190,8 +192,10 @@ def places(things: tuple[scenes.Thing, ...]) -> np.ndarray:
     found = np.zeros((3, *GRID), np.int32)
     for one in things:
         row, column = one.y * GRID[0] // scenes.SIDE, one.x * GRID[1] // scenes.SIDE
-        colour = list(scenes.COLOURS).index(one.colour) + 1 if one.colour else 0
-        found[:, row, column] = scenes.THINGS.index(one.thing) + 1, colour, scenes.SIZES.index(one.size) + 1
+        names = scenes.THINGS, list(scenes.COLOURS), scenes.SIZES
+        found[:, row, column] = [
+            list(part).index(name) + 1 for part, name in zip(names, (one.thing, one.colour, one.size), strict=True)
+        ]
     return found.reshape(3, TOKENS)
 
 
@@ -267,15 +271,15 @@ def decode(ids: Any) -> str:
 
 def caption_ids(text: str) -> np.ndarray:
     """`[TEXT]` int32: `<caption> words <end>`."""
-    return _padded([CAPTION, *encode(text), END])
+    return _padded([CAPTION, *encode(text), END], TEXT)
 
 
 def asked_ids(question: str, answer: str) -> np.ndarray:
-    """`[TEXT]` int32: `<ask> words <answer> word <end>`."""
-    return _padded([ASK, *encode(question), ANSWER, *encode(answer), END])
+    """`[QUESTION]` int32: `<ask> words <answer> word <end>`."""
+    return _padded([ASK, *encode(question), ANSWER, *encode(answer), END], QUESTION)
 
 
-def _padded(ids: list[int]) -> np.ndarray:
-    if len(ids) > TEXT:
-        raise ValueError(f"ids: {len(ids)} tokens do not fit {TEXT}")
-    return np.array(ids + [PAD] * (TEXT - len(ids)), np.int32)
+def _padded(ids: list[int], width: int) -> np.ndarray:
+    if len(ids) > width:
+        raise ValueError(f"ids: {len(ids)} tokens do not fit {width}")
+    return np.array(ids + [PAD] * (width - len(ids)), np.int32)

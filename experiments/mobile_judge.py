@@ -15,7 +15,7 @@ from experiments import mobile_scenes as scenes
 from experiments import mobile_words as words
 from rlx.models import multimodal
 
-PROMPT = 14
+PROMPT = 10
 CANDIDATES = 100
 
 
@@ -49,7 +49,7 @@ def held_out_sets(crops: int = 1000, pictures: int = 500) -> Tests:
     seen = scenes.draw_scenes(data.TEST_SEED, pictures, held_out=True)
     rng = np.random.default_rng(data.TEST_SEED)
     asked = [
-        (i, scenes.ask(rng, seen[i].things, kind))
+        (i, scenes.ask(rng, seen[i].things, kind, held_out=True))
         for i in range(pictures)
         for kind in (scenes.QUESTIONS[i % 8], scenes.QUESTIONS[(i + 4) % 8])
     ]

@@ -4,8 +4,7 @@
 
 The truth of a scene is a few numbers, from which its caption and every question and answer follow. Some pairs of a
 colour and a thing are held out: no scene of the training side has one, every scene of the held-out side does, over a
-photograph and in a handwriting that training does not see. In training some things have a colour that has no name here,
-and are spoken of without one: so what a thing is does not come to depend on the colours that it was seen in.
+photograph and in a handwriting that training does not see.
 """
 
 import sys
@@ -34,14 +33,13 @@ THINGS = SHAPES + DIGITS
 SIZES = ("small", "large")
 COUNTS = ("one", "two", "three")
 RELATIONS = ("left of", "right of", "above", "below")
-UNNAMED = 0.4
 RADII = {"small": (6, 8), "large": (11, 14)}
 QUESTIONS = ("colour", "thing", "size", "count", "exists", "relation", "beside", "digit")
 ATTRIBUTES = frozenset((*COLOURS, *THINGS, *SIZES))
 
 
 class Thing(NamedTuple):
-    """One object: what, colour ("" for one without a name) and size by name, and its middle in pixels."""
+    """One object: what, colour and size by name, and its middle in pixels."""
 
     thing: str
     colour: str
@@ -68,7 +66,7 @@ class Asked:
 
 def pair_is_held_out(colour: str, thing: str) -> bool:
     """Whether a colour and a thing are seen together on the held-out side only."""
-    return bool(colour) and is_held_out(f"{colour} {thing}")
+    return is_held_out(f"{colour} {thing}")
 
 
 @cache
@@ -138,8 +136,6 @@ def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
     while len(placed) < count:
         rare = held_out and (not placed or rng.random() < 0.5)
         colour, thing = _pair(rng, rare)
-        if not held_out and rng.random() < UNNAMED:
-            colour, thing = "", _thing(rng)
         if any(colour == other.colour and thing == other.thing for other in placed):
             continue
         size = SIZES[rng.integers(2)]
@@ -154,13 +150,9 @@ def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
     return Scene(_picture(rng, placed, held_out), tuple(sorted(placed, key=lambda o: (o.x, o.y))))
 
 
-def _thing(rng: np.random.Generator) -> str:
-    return SHAPES[rng.integers(5)] if rng.random() < 0.6 else DIGITS[rng.integers(10)]
-
-
 def _pair(rng: np.random.Generator, rare: bool) -> tuple[str, str]:
     while True:
-        thing = _thing(rng)
+        thing = SHAPES[rng.integers(5)] if rng.random() < 0.6 else DIGITS[rng.integers(10)]
         colour = tuple(COLOURS)[rng.integers(len(COLOURS))]
         if pair_is_held_out(colour, thing) == rare:
             return colour, thing
@@ -178,20 +170,11 @@ def _picture(rng: np.random.Generator, things: list[Thing], held_out: bool) -> n
             samples = handwriting(held_out)[thing]
             mask = digit_mask(samples[rng.integers(len(samples))], radius)
         place = np.s_[y - radius : y + radius + 1, x - radius : x + radius + 1]
-        shade = np.asarray(COLOURS[colour] if colour else _no_colour(rng), np.float32)
+        shade = np.asarray(COLOURS[colour], np.float32)
         shade = shade + rng.uniform(-12, 12, 3).astype(np.float32)
         picture[place] += mask[:, :, None] * (shade - picture[place])
     noise = rng.standard_normal(picture.shape, np.float32) * np.float32(rng.uniform(0, 6))
     return np.clip(np.rint(picture + noise), 0, 255).astype(np.uint8)
-
-
-def _no_colour(rng: np.random.Generator) -> np.ndarray:
-    """A colour at least 90 of 255 away from every one that has a name."""
-    named = np.array(list(COLOURS.values()))
-    while True:
-        colour = rng.uniform(0, 255, 3)
-        if np.linalg.norm(named - colour, axis=1).min() >= 90:
-            return colour
 
 
 def relation(first: Thing, second: Thing) -> str:
@@ -204,29 +187,33 @@ def relation(first: Thing, second: Thing) -> str:
 
 def caption(things: tuple[Thing, ...]) -> str:
     """All things from left to right, and how the first two stand."""
-    names = [" ".join(word for word in ("a", o.size, o.colour, o.thing) if word) for o in things]
+    names = [f"a {o.size} {o.colour} {o.thing}" for o in things]
     text = names[0]
     if len(things) > 1:
         text += f" {relation(things[0], things[1])} {names[1]}"
     return f"{text} and {names[2]}" if len(things) > 2 else text
 
 
-def ask(rng: np.random.Generator, things: tuple[Thing, ...], kind: str | None = None) -> Asked:
-    """A question that the scene has one answer to, of a kind drawn at random or given (another where it has none)."""
+def ask(
+    rng: np.random.Generator, things: tuple[Thing, ...], kind: str | None = None, *, held_out: bool = False
+) -> Asked:
+    """A question that the scene has one answer to, of a kind drawn at random or given (another where it has none).
+
+    On the training side no question names a pair of a colour and a thing that is held out: its answer would always
+    be no, and it would be learned that there is no such thing.
+    """
     order = [kind] if kind else []
     order += [QUESTIONS[i] for i in rng.permutation(len(QUESTIONS))]
     for wanted in order:
-        found = _ask(rng, things, wanted)
+        found = _ask(rng, things, wanted, held_out)
         if found is not None:
             return Asked(*found, wanted)
     raise ValueError(f"things: nothing can be asked about {things}")
 
 
-def _ask(rng: np.random.Generator, things: tuple[Thing, ...], kind: str) -> tuple[str, str] | None:
+def _ask(rng: np.random.Generator, things: tuple[Thing, ...], kind: str, held_out: bool) -> tuple[str, str] | None:
     one = things[rng.integers(len(things))]
     counts, colours = Counter(o.thing for o in things), Counter(o.colour for o in things)
-    if kind in ("colour", "thing", "exists") and not one.colour:
-        return None
     if kind == "colour" and counts[one.thing] == 1:
         return f"what color is the {one.thing}", one.colour
     if kind == "thing" and colours[one.colour] == 1:
@@ -238,9 +225,9 @@ def _ask(rng: np.random.Generator, things: tuple[Thing, ...], kind: str) -> tupl
     if kind == "exists":
         if rng.random() < 0.5:
             return f"is there a {one.colour} {one.thing}", "yes"
-        colour, thing = tuple(COLOURS)[rng.integers(len(COLOURS))], one.thing
-        if rng.random() < 0.5:
-            colour, thing = one.colour, THINGS[rng.integers(len(THINGS))]
+        others = [(c, one.thing) for c in COLOURS] + [(one.colour, t) for t in rng.permutation(THINGS)[: len(COLOURS)]]
+        asked = [(c, str(t)) for c, t in others if held_out or not pair_is_held_out(c, str(t))]
+        colour, thing = asked[rng.integers(len(asked))]
         there = any(o.colour == colour and o.thing == thing for o in things)
         return f"is there a {colour} {thing}", "yes" if there else "no"
     if kind == "digit" and sum(o.thing in DIGITS for o in things) == 1:

@@ -12,19 +12,42 @@ import optax
 import optax.contrib
 
 from experiments import mobile_scenes as scenes
-from experiments.mobile_data import ANSWER, ASK, PAD
+from experiments.mobile_data import ANSWER, PAD, tokens
 from rlx import quantize
 from rlx.models import multimodal
 
 Tree = Any
 StepFn = Callable[[Tree, Tree, Any], tuple[Tree, dict[str, Any]]]
 
-# What each weight is in the end: where pixels come in and answers go out 8 bits, all between 2.
-RULE: dict[str, Literal[2, 8]] = {"patch_embed|embed|reader|lm_head|_projection": 8, "_proj|merge": 2}
+# The bits of each weight in the end: 8 where pixels come in (the stem is small) and answers go out, 2 between.
+RULE: dict[str, Literal[2, 4, 8]] = {
+    "patch_embed|stem.*_proj|embed|reader|lm_head|_projection": 8,
+    "merge": 4,
+    "_proj": 2,
+}
 
 
+_TAKEN = -1e9
 # How many things, colours and sizes a token of a scene may be told to hold, nothing included.
 _TOLD = (len(scenes.THINGS) + 1, len(scenes.COLOURS) + 1, len(scenes.SIZES) + 1)
+
+
+def _never() -> np.ndarray:
+    """`[V, V]` float32, added to logits: it takes away a thing after a colour that training never shows it with."""
+    ids = tokens().ids
+    found = np.zeros((len(ids), len(ids)), np.float32)
+    for colour, thing in scenes.pairs(held_out=True):
+        found[ids[colour], ids[thing]] = found[ids[thing], ids[colour]] = _TAKEN
+    return found
+
+
+def _never_told() -> np.ndarray:
+    """The same of what tokens are told: `[colours, things]`, nothing included in both."""
+    found = np.zeros((_TOLD[1], _TOLD[0]), np.float32)
+    colours = list(scenes.COLOURS)
+    for colour, thing in scenes.pairs(held_out=True):
+        found[1 + colours.index(colour), 1 + scenes.THINGS.index(thing)] = _TAKEN
+    return found
 
 
 @dataclass(frozen=True)
@@ -134,28 +157,22 @@ def losses(
     read = jnp.mean(told * letters + (1 - told) * ctc)
 
     tokens = multimodal.encode(params, config, dimmed(two, batch["scenes"]), kind="scene")
-    texts = batch["texts"]
+    truth = batch["places"]
     where = jnp.einsum("bnd,cd->bnc", tokens, told_head)
     thing, colour, size = jnp.split(where, np.cumsum(_TOLD)[:-1], axis=-1)
-    truth = batch["places"]
-    place = optax.softmax_cross_entropy_with_integer_labels(thing, truth[:, 0])
-    for part, labels in ((colour, truth[:, 1]), (size, truth[:, 2])):
+    never = jnp.asarray(_never_told())
+    place = optax.softmax_cross_entropy_with_integer_labels(thing + never[truth[:, 1]], truth[:, 0])
+    for part, labels in ((colour + never.T[truth[:, 0]], truth[:, 1]), (size, truth[:, 2])):
         place += (labels > 0) * optax.softmax_cross_entropy_with_integer_labels(part, labels)
     place = jnp.mean(jnp.sum(place, axis=1))
 
+    captions, asked = batch["captions"], batch["asked"]
     seen = multimodal.memory(params, config, tokens)
     twice = multimodal.Cache(*(jnp.concatenate([leaf, leaf], axis=1) for leaf in seen))
-    said = multimodal.apply(params, config, twice, texts[:, :-1])
-    target = texts[:, 1:]
-    surprise = optax.softmax_cross_entropy_with_integer_labels(said, target)
-    after = jnp.cumsum((texts[:, :-1] == ANSWER).astype(jnp.int32), axis=1) > 0
-    asked = (texts[:, :1] == ASK) & after & (target != PAD)
-    captioned = (texts[:, :1] != ASK) & (target != PAD)
-    half = len(texts) // 2
-    caption = jnp.sum(surprise * captioned) / half
-    answer = jnp.sum(surprise * asked) / half
+    caption = surprise(multimodal.apply(params, config, seen, captions[:, :-1]), captions)
+    answered = jnp.cumsum((asked[:, :-1] == ANSWER).astype(jnp.int32), axis=1) > 0
+    answer = surprise(multimodal.apply(params, config, twice, asked[:, :-1]), asked, counts=answered)
 
-    captions = texts[:half]
     image = multimodal.embed_image(params, tokens)
     text = multimodal.embed_text(params, config, captions, jnp.sum(captions != PAD, axis=1))
     similar = image @ text.T * jnp.exp(jnp.minimum(params["logit_scale"], 4.6))
@@ -165,6 +182,19 @@ def losses(
     total = 0.2 * read + 0.3 * place + 0.3 * caption + answer + 0.5 * match
     parts = {"read": read, "place": place, "caption": caption, "answer": answer, "match": match}
     return total, {"loss": total, **parts}
+
+
+def surprise(logits: jax.Array, ids: jax.Array, *, counts: jax.Array | bool = True) -> jax.Array:
+    """The mean over texts `ids` `[B, T]` of the sum of -log P of their tokens, where `counts`, padding excepted.
+
+    A colour is not told from things that it is never shown with, nor a thing from such colours: else it would be
+    learned that there are none. Which of the two is given is the token before, or before the answer.
+    """
+    given, target = ids[:, :-1], ids[:, 1:]
+    before = jnp.pad(given, ((0, 0), (1, 0)))[:, :-1]
+    logits = logits + jnp.asarray(_never())[jnp.where(given == ANSWER, before, given)]
+    lost = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+    return jnp.sum(lost * (counts & (target != PAD))) / len(ids)
 
 
 def changed(key: jax.Array, crops: jax.Array) -> jax.Array:

@@ -74,6 +74,7 @@ class LongConfig(Config):
     crops: int = 240_000
     pictures: int = 80_000
     steps: int = 12_000
+    rate: float = 6e-3
     compare: bool = False
 
 

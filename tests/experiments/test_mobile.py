@@ -5,12 +5,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import mobile_data as data
 from experiments import mobile_judge as judge
-from experiments import mobile_report, mobile_vlm, mobile_words
+from experiments import mobile_report, mobile_train, mobile_vlm, mobile_words
 from experiments import mobile_scenes as scenes
 
 THINGS = (
@@ -85,21 +86,6 @@ def test_held_out_pairs_are_never_seen_in_training() -> None:
         assert {pair[part] for pair in scenes.pairs(True)} <= {pair[part] for pair in scenes.pairs(False)}
 
 
-def test_a_colour_without_a_name_is_not_spoken_of() -> None:
-    things = (scenes.Thing("circle", "", "small", 10, 40), scenes.Thing("star", "red", "large", 40, 40))
-    assert scenes.caption(things) == "a small circle left of a large red star"
-    rng = np.random.default_rng(0)
-    for kind in scenes.QUESTIONS:
-        asked = scenes.ask(rng, things, kind)
-        assert asked.answer
-        assert "  " not in asked.question
-    assert data.places(things)[:, 8 * 2 + 1].tolist() == [1, 0, 1]
-    scene = scenes.draw_scenes(0, 300, held_out=False)
-    unnamed = np.mean([one.colour == "" for s in scene for one in s.things])
-    assert 0.3 < unnamed < 0.5
-    assert all(one.colour for s in scenes.draw_scenes(0, 300, held_out=True) for one in s.things)
-
-
 def test_a_caption_says_what_is_there() -> None:
     assert scenes.caption(THINGS) == "a small red circle below a large blue seven and a small green star"
     assert scenes.caption(THINGS[:1]) == "a small red circle"
@@ -157,6 +143,37 @@ def test_yes_and_no_are_the_truth_and_both_come() -> None:
             assert one.answer == ("yes" if " ".join(words[3:-2]) == true else "no")
 
 
+def test_training_names_no_pair_that_is_held_out() -> None:
+    rng = np.random.default_rng(0)
+    for scene in scenes.draw_scenes(2, 300, held_out=False):
+        one = scenes.ask(rng, scene.things, "exists")
+        if one.kind == "exists":
+            colour, thing = one.question.split()[-2:]
+            assert not scenes.pair_is_held_out(colour, thing)
+    asked = [scenes.ask(rng, THINGS, "exists", held_out=True).question.split()[-2:] for _ in range(200)]
+    assert any(scenes.pair_is_held_out(colour, thing) for colour, thing in asked)
+
+
+def test_a_colour_is_not_told_from_things_that_it_is_never_shown_with() -> None:
+    ids, words = data.tokens()
+    colour, other = scenes.pairs(held_out=True)[0]
+    thing = next(t for c, t in scenes.pairs(held_out=False) if c == colour)
+    rival = next(t for c, t in scenes.pairs(held_out=False) if c == colour and t != thing)
+    for texts in (data.caption_ids(f"a small {colour} {thing}"), data.asked_ids(f"what is {colour}", thing)):
+        place = int(np.argmax(texts == ids[thing]))
+        logits = np.zeros((1, len(texts) - 1, len(words)), np.float32)
+
+        def lost(logits: np.ndarray, name: str, texts: np.ndarray = texts, place: int = place) -> float:
+            changed = logits.copy()
+            changed[0, place - 1, ids[name]] = 9.0
+            return float(mobile_train.surprise(jnp.asarray(changed), jnp.asarray(texts[None])))
+
+        alone = float(mobile_train.surprise(jnp.asarray(logits), jnp.asarray(texts[None])))
+        assert lost(logits, other) == pytest.approx(alone)
+        assert lost(logits, rival) > alone + 4
+        assert lost(logits, thing) < alone - 2
+
+
 def test_every_text_fits_and_reads_back() -> None:
     rng = np.random.default_rng(0)
     for scene in scenes.draw_scenes(1, 100, held_out=True):
@@ -192,7 +209,9 @@ def test_a_perfect_network_scores_one_and_an_empty_one_less() -> None:
         [],
     )
     rng = np.random.default_rng(0)
-    held_out = held_out._replace(asked=[(i, scenes.ask(rng, s.things)) for i, s in enumerate(held_out.scenes)])
+    held_out = held_out._replace(
+        asked=[(i, scenes.ask(rng, s.things, held_out=True)) for i, s in enumerate(held_out.scenes)]
+    )
     captions = {s.pixels.tobytes(): scenes.caption(s.things) for s in held_out.scenes}
     answers = {(held_out.scenes[i].pixels.tobytes(), one.question): one.answer for i, one in held_out.asked}
     texts = sorted(set(captions.values()))
@@ -249,8 +268,9 @@ def test_batches_go_on_where_they_were() -> None:
         for name, value in next(batches).items():
             np.testing.assert_array_equal(value, one[name])
     for one in seen:
-        np.testing.assert_array_equal(one["texts"][:4, 0], one["scenes"])
-        np.testing.assert_array_equal(one["texts"][4:, 0] % 100, one["scenes"])
+        np.testing.assert_array_equal(one["captions"][:, 0], one["scenes"])
+        np.testing.assert_array_equal(one["asked"][:, 0] % 100, np.tile(one["scenes"], 2))
+        assert (one["asked"][:4] != one["asked"][4:]).all()  # two questions about each
     whole = np.concatenate([one["crops"] for one in seen + expected])
     assert len(set(whole.tolist())) == 32  # no crop twice before all were seen
 

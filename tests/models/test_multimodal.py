@@ -84,6 +84,8 @@ def test_the_tokens_of_an_image_are_the_equations(params: Any) -> None:
     x = pixels[0] / 255
     x = x - x.mean((0, 1))
     x = x / np.sqrt((x * x).mean() + 1e-3)
+    far = np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+    x = np.concatenate([x, far - far.mean()], -1)
     grid = np.zeros((2, 4, CONFIG.stem_size))
     for i in range(2):
         for j in range(4):

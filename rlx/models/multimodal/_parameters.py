@@ -17,7 +17,7 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter by its path."""
     C, D, M = config.stem_size, config.hidden_size, config.intermediate_size
     found: dict[str, tuple[int, ...]] = {
-        "vision.patch_embed.weight": (C, 3 * config.patch**2),
+        "vision.patch_embed.weight": (C, 4 * config.patch**2),
         "vision.patch_embed.bias": (C,),
     }
     stem = config.stem_layers
@@ -80,7 +80,7 @@ def init(key: jax.Array, config: Config) -> dict[str, Any]:
       >>> config = multimodal.Config(vocab_size=100, classes=63)
       >>> params = multimodal.init(jax.random.key(0), config)
       >>> sum(leaf.size for leaf in jax.tree.leaves(params))
-      2024172
+      2033804
     """
     depth = 2 * max(config.vision_layers, config.text_layers + config.decoder_layers, 1)
 

@@ -16,9 +16,10 @@ from ._config import Config
 def encode(params: Params, config: Config, pixels: jax.Array, *, kind: str) -> jax.Array:
     """Images as tokens.
 
-    Patches of each image, normed to its own mean and spread, are mixed with their neighbours in a narrow stem of
-    depthwise convolutions; then a rectangle of them is merged to one token, and layers of attention follow whose
-    heads look near or far: the bias of a score is minus a learned slope times the distance of two tokens.
+    Patches of each image, normed to its own mean and spread and with each pixel's distance from the mean colour as a
+    fourth channel, are mixed with their neighbours in a narrow stem of depthwise convolutions; then a rectangle of
+    them is merged to one token, and layers of attention follow whose heads look near or far: the bias of a score is
+    minus a learned slope times the distance of two tokens.
 
     Args:
       params: from `init`; any weight may be an `rlx.weights` representation.
@@ -101,10 +102,16 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 def _patches(pixels: jax.Array, side: int) -> jax.Array:
-    """`[B, H, W, 3] -> [B, H / side, W / side, 3 side²]` of zero mean a channel and unit spread an image."""
+    """`[B, H, W, 3] -> [B, H / side, W / side, 4 side²]`.
+
+    The three channels have zero mean each and unit spread an image. The fourth is how far a pixel is from the mean
+    colour: a shape looks the same in it whatever its colour is.
+    """
     x = pixels.astype(jnp.float32) / 255
     x = x - jnp.mean(x, axis=(1, 2), keepdims=True)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=(1, 2, 3), keepdims=True) + 1e-3)
+    far = jnp.sqrt(jnp.sum(x * x, axis=3, keepdims=True) + 1e-6)
+    x = jnp.concatenate([x, far - jnp.mean(far, axis=(1, 2), keepdims=True)], axis=3)
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // side, side, width // side, side * channels).transpose(0, 1, 3, 2, 4)
     return x.reshape(batch, height // side, width // side, side * side * channels)
