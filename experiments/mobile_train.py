@@ -194,7 +194,7 @@ def surprise(logits: jax.Array, ids: jax.Array, *, counts: jax.Array | bool = Tr
     before = jnp.pad(given, ((0, 0), (1, 0)))[:, :-1]
     logits = logits + jnp.asarray(_never())[jnp.where(given == ANSWER, before, given)]
     lost = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-    return jnp.sum(lost * (counts & (target != PAD))) / len(ids)
+    return jnp.sum(jnp.where(counts & (target != PAD), lost, 0.0)) / len(ids)
 
 
 def changed(key: jax.Array, crops: jax.Array) -> jax.Array:
