@@ -58,11 +58,12 @@ def check_dtype(kind: str, **named: Any) -> None:
     Raises:
       TypeError: names the argument, its dtype and what was expected.
     """
+    wanted = f"an {kind}" if kind == "integer" else f"a {kind}"
     for name, value in named.items():
         if not is_array(value):
-            raise TypeError(f"{name}: expected a {kind} array, got {type(value).__name__}")
+            raise TypeError(f"{name}: expected {wanted} array, got {type(value).__name__}")
         if not jnp.issubdtype(value.dtype, _KINDS[kind]):
-            raise TypeError(f"{name}: expected a {kind} dtype, got {value.dtype}")
+            raise TypeError(f"{name}: expected {wanted} dtype, got {value.dtype}")
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:

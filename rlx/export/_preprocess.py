@@ -59,7 +59,8 @@ def preprocess(
     Raises:
       FileNotFoundError: there is no such file.
       ModuleNotFoundError: Pillow is missing; says which extra has it.
-      TypeError: `data` is none of these, or an array of another dtype.
+      TypeError: `data` is none of these, or an array of another dtype; an image of Pillow or an array of jax is
+        given as `np.asarray(it)`.
       ValueError: too large, of another format, damaged, truncated, empty; an array with NaN, infinity, numbers
         outside [0, 1] or of another shape; or a policy that there is not.
 
@@ -76,7 +77,7 @@ def preprocess(
     check_choice("fit", fit, ("stretch", "pad", "crop"))
     check_whole("max_bytes", max_bytes, 1)
     check_whole("max_pixels", max_pixels, 1)
-    if len(size) != 2:
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise ValueError(f"size: expected (H, W), got {size}")
     for side in size:
         check_whole("size", side, 1, _LONGEST)
@@ -116,7 +117,10 @@ def _content(data: Any, max_bytes: int) -> bytes:
         with open(path, "rb") as file:
             content = file.read(max_bytes + 1)
     else:
-        raise TypeError(f"data: expected bytes, a path or an array, got {type(data).__name__}")
+        raise TypeError(
+            f"data: expected bytes, a path or an array of NumPy, got {type(data).__name__}; of an image of Pillow or "
+            "an array of jax, give np.asarray(it)"
+        )
     if not content:
         raise ValueError("data: empty")
     if len(content) > max_bytes:

@@ -1,5 +1,6 @@
 """StableHLO through jax.export: written, loaded back, called."""
 
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,5 +53,10 @@ def load_stablehlo(path: str | Path) -> Callable[..., Any]:
 
     Raises:
       FileNotFoundError: there is no such file.
+      ValueError: it is not a file of `to_stablehlo`.
     """
-    return jax.export.deserialize(bytearray(Path(path).read_bytes())).call
+    content = bytearray(Path(path).read_bytes())
+    try:
+        return jax.export.deserialize(content).call
+    except (struct.error, IndexError, ValueError, AttributeError) as error:  # what flatbuffers runs into
+        raise ValueError(f"path: {path} is not a file of to_stablehlo") from error

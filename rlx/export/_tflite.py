@@ -15,7 +15,7 @@ from rlx._compat import jax2tf
 from rlx.weights._lowbit import exporting
 
 from ._file import write_whole
-from ._lint import check, lint
+from ._lint import check, check_signatures, lint
 from ._paths import argument_paths, result_paths
 from ._quiet import quiet
 from ._tflite_codes import write_codes
@@ -82,8 +82,8 @@ def to_tflite(
 
     Raises:
       ModuleNotFoundError: TensorFlow or LiteRT is missing; says which extra has it.
-      TypeError: a dtype that the format has not, a quantised weight that is traced, or metadata that is
-        neither bytes, a string nor JSON.
+      TypeError: signatures of another form, a dtype that the format has not, a quantised weight that is traced, or
+        metadata that is neither bytes, a string nor JSON.
       NotImplementedError: a quantised weight that LiteRT has no product for: in blocks, or 2 bits
         with float activations.
       ValueError: no signature, a name that is no identifier, operations without a builtin or that
@@ -101,6 +101,7 @@ def to_tflite(
       >>> written.quantized, y.round(4).tolist()
       ({'quantized0_4x4': 8}, [[0.0, 1.0, 2.0, 3.0]])
     """
+    check_signatures(signatures)
     if not signatures:
         raise ValueError("signatures: at least one is needed")
     for name in signatures:

@@ -23,7 +23,9 @@ Rule: TypeAlias = Bits | Mapping[str, Bits]
 # Of a representation: what is a weight itself. An adapter's factors and scales are not.
 _INSIDE = ("base", "table", "head")
 _EMBEDDING = re.compile(r"embed|(^|\.)(wte|wpe|shared|token_type|position)(\.|$)", re.IGNORECASE)
-_ENDS = re.compile(r"(^|\.)(lm_head|head|classifier|score|output_projection|patch_embed\w*|patch_embedding)(\.|$)")
+_ENDS = re.compile(
+    r"(^|\.)(lm_head|head|classifier|score|reader|(output|image|text|visual)_projection|patch_embed\w*)(\.|$)"
+)
 
 
 def plan_bits(params: Any, rule: Rule) -> dict[str, LayerBits]:
@@ -144,7 +146,7 @@ def matching_layers(names: Mapping[str, tuple[str, ...]], name: str, pattern: An
     if not found:
         stack = next((own for path, own in names.items() if own != (path,)), None)
         more = "" if stack is None else f"; layers are named {stack[0]} to {stack[-1]}"
-        raise ValueError(f"{name}: {pattern!r} matches no weight; the paths are {some(names, 40) or 'none'}{more}")
+        raise ValueError(f"{name}: {pattern!r} matches no weight; {_paths(names)}{more}")
     return found
 
 
@@ -153,8 +155,17 @@ def matching(found: Mapping[str, Any], name: str, pattern: Any) -> dict[str, Any
     searched = compiled(name, pattern)
     matched = {path: leaf for path, leaf in found.items() if searched.search(path)}
     if not matched:
-        raise ValueError(f"{name}: {pattern!r} matches no weight; the paths are {some(found, 40) or 'none'}")
+        raise ValueError(f"{name}: {pattern!r} matches no weight; {_paths(found)}")
     return matched
+
+
+def _paths(names: Mapping[str, Any]) -> str:
+    if names:
+        return f"the paths are {some(names, 40)}"
+    return (
+        "the tree has none that could be quantised: a weight is a floating array of two axes or more, no bias, no "
+        "norm, not quantised already; of flax.nnx, give nnx.to_pure_dict(nnx.state(model, nnx.Param))"
+    )
 
 
 def as_weight(path: str, leaf: Any) -> weights.Weight:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,13 @@ class QuantizedWeight:
     def shape(self) -> tuple[int, ...]:
         """`(..., out, in)`."""
         return (*self.codes.shape[:-1], self.inputs)
+
+    __array_ufunc__ = None  # an array of NumPy leaves `@` to `__rmatmul__`
+
+    def __rmatmul__(self, x: Any) -> NoReturn:
+        raise TypeError(
+            "x @ w: a QuantizedWeight is multiplied by weights.matmul(x, w), which is x @ w.T for w [out, in]"
+        )
 
     def integers(self) -> jax.Array:
         """The codes unpacked: `[..., out, in]` int8."""

@@ -121,7 +121,7 @@ def test_what_a_bank_cannot_hold_is_refused(params: Any, pairs: Any) -> None:
     first = adapters.pissa(params, rank=2, where="q_proj")
     with pytest.raises(TypeError, match="subtracts what it started from"):
         adapters.bank([(first, first.init(jax.random.key(0), params))])
-    with pytest.raises(TypeError, match="ids: expected a integer dtype"):
+    with pytest.raises(TypeError, match="ids: expected an integer dtype"):
         adapters.attach_bank(params, bank, jnp.ones(4))
     with pytest.raises(ValueError, match=r"ids: expected dims \[batch\]"):
         adapters.attach_bank(params, bank, jnp.ones((2, 2), int))

@@ -225,7 +225,7 @@ def test_a_stream_may_be_donated(key: jax.Array) -> None:
 WRONG = [
     (lambda k, v, i: compress(k, v, i, size=4, shown=2.5), TypeError, "shown: expected a whole number"),
     (lambda k, v, i: compress(k, v, i, size=4, shown=-1), ValueError, "shown: -1 is outside"),
-    (lambda k, v, i: compress(k, v, i, size=4, shown=i[0, 0]), TypeError, "shown: expected a integer dtype"),
+    (lambda k, v, i: compress(k, v, i, size=4, shown=i[0, 0]), TypeError, "shown: expected an integer dtype"),
     (lambda k, v, i: compress(k, v, i, size=4, shown=jnp.array([3, 4])), ValueError, r"shown: expected shape \(\) or"),
     (lambda k, v, i: compress(k, v, i, ratio=i[0, 0]), TypeError, "ratio: expected a number of Python"),
     (lambda k, v, i: compress(k, v, i, size=4, gate=i[0, 0]), TypeError, "gate: expected a number of Python"),
@@ -233,7 +233,7 @@ WRONG = [
     (lambda k, v, i: stream(k, v, i, size=4, temper=i[0, 0]), TypeError, "temper: expected a number of Python"),
     (lambda k, v, i: stream(k, v, i, size=4, half_life=i[0, 0]), TypeError, "half_life: expected a number of Python"),
     (lambda k, v, i: stream(k, v, i, size=jnp.int32(4)), TypeError, "size: expected a whole number"),
-    (lambda k, v, i: allocate(i, size=i[0, 0]), TypeError, "size: expected a integer dtype"),
+    (lambda k, v, i: allocate(i, size=i[0, 0]), TypeError, "size: expected an integer dtype"),
     (lambda k, v, i: allocate(i, size=jnp.array([3, 4])), ValueError, "size: expected one number"),
     (lambda k, v, i: attend(k[None], compress(k, v, i, size=4)), ValueError, r"memory: leading dims \(\) disagree"),
     (lambda k, v, i: attend(k.astype(jnp.bfloat16), compress(k, v, i, size=4)), TypeError, "memory: dtype float32"),

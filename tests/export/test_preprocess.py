@@ -249,7 +249,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="not a regular file"):
         same(tmp_path / "pipe")
-    with pytest.raises(TypeError, match="data: expected bytes, a path or an array, got list"):
+    with pytest.raises(TypeError, match="data: expected bytes, a path or an array of NumPy, got list"):
         same([1, 2])
 
 
@@ -286,6 +286,7 @@ def test_arrays_that_are_no_image_are_refused(array: np.ndarray, error: type, me
         ({"size": (0, 8)}, ValueError, "size"),
         ({"size": (6, 8.0)}, TypeError, "size"),
         ({"size": (6, 8, 3)}, ValueError, "size: expected"),
+        ({"size": 8}, ValueError, r"size: expected \(H, W\), got 8"),
         ({"size": (6, 100_000)}, ValueError, "size"),
         ({"fit": "squeeze"}, ValueError, "fit"),
         ({"formats": ("JPEG", "EPS")}, ValueError, "formats: 'EPS'"),

@@ -29,6 +29,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         export.load_stablehlo(tmp_path / "gone.stablehlo")
 
 
+@pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 64, b"\xff" * 64])
+def test_another_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "other.stablehlo"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"other\.stablehlo is not a file of to_stablehlo"):
+        export.load_stablehlo(path)
+
+
 def test_a_missing_jax2onnx_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(ModuleNotFoundError, match=r"rlx\[onnx\]"):

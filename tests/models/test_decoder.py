@@ -284,7 +284,7 @@ def test_a_bad_configuration_names_the_field(change: dict[str, Any], message: st
 
 def test_mistakes_name_the_argument(params: Any) -> None:
     ids = tokens(1)
-    with pytest.raises(TypeError, match="input_ids: expected a integer dtype, got float32"):
+    with pytest.raises(TypeError, match="input_ids: expected an integer dtype, got float32"):
         decoder.apply(params, CONFIG, ids.astype(jnp.float32))
     with pytest.raises(ValueError, match="attention_mask: dim T=8 disagrees with T=9 of input_ids"):
         decoder.apply(params, CONFIG, ids, attention_mask=jnp.ones((4, 8), bool))

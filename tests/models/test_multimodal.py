@@ -259,6 +259,11 @@ def test_the_file_computes_what_jax_does(tmp_path: Any) -> None:
             "pixels: 'word' images are",
         ),
         (lambda p, s: multimodal.apply(p, CONFIG, s, _ids(2, 8)), ValueError, "1 to 7 tokens"),
+        (
+            lambda p, s: multimodal.apply(p, CONFIG, s.keys, _ids(2, 3)),
+            TypeError,
+            "seen: expected what `memory` returns",
+        ),
         (lambda p, s: multimodal.apply(p, CONFIG, s, np.ones((2, 3), np.float32)), TypeError, "input_ids"),
         (lambda p, s: multimodal.apply(p, CONFIG, s, _ids(3, 3)), ValueError, "input_ids: dim B=3"),
         (lambda p, s: multimodal.embed_text(p, CONFIG, _ids(2, 3), np.ones(2, np.float32)), TypeError, "lengths"),
@@ -281,3 +286,10 @@ def test_mistakes_name_the_argument(params: Any, seen: Any, call: Any, error: ty
 def test_a_bad_configuration_names_the_field(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **change)
+
+
+def test_images_that_are_no_pairs_say_so() -> None:
+    image = multimodal.Image(height=8, width=16, merge=(2, 1))
+    for images in ({"word": image}, ("word", image), image):
+        with pytest.raises(TypeError, match="images: expected pairs"):
+            replace(CONFIG, images=images)

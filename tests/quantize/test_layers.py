@@ -220,6 +220,8 @@ def test_the_usual_rule_keeps_what_is_asked_of_the_outer_layers() -> None:
         assert quantize.plan_bits({"layers": {"up": jnp.ones((depth, 4, 4))}}, {"": 8}) == {"layers.up": 8}
         few = {"layers": {"up": jnp.ones((depth, 4, 4))}}
         assert quantize.plan_bits(few, quantize.standard_rule(few)) == {"layers.up": 8}
+    ends = {name: jnp.ones((4, 4)) for name in ("reader", "image_projection", "text_projection", "patch_embed")}
+    assert set(quantize.plan_bits(ends, quantize.standard_rule(ends)).values()) == {8}
 
 
 # Bits under a budget

@@ -92,6 +92,8 @@ def test_it_works_under_jit_and_in_half_precision() -> None:
         (lambda w: quantize.fake_quant(w, 5), ValueError, "bits: 5 is not one of 2, 4, 8"),
         (lambda w: quantize.quantize_tree({"w": w}, {"gone": 8}), ValueError, "rule: 'gone' matches no weight"),
         (lambda w: quantize.quantize_tree({"b": w[0]}, {"b": 8}), ValueError, "rule: 'b' matches no weight"),
+        (lambda w: quantize.quantize_tree({}, 8), ValueError, "the tree has none that could be quantised"),
+        (lambda w: quantize.sizes({"w": quantize.quantize(w, 8)}), ValueError, "not quantised already"),
     ],
 )
 def test_mistakes_name_the_argument(call: Any, error: type, message: str) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlx import weights
+from rlx import quantize, weights
 
 B, T, IN, OUT, RANK = 5, 7, 48, 80, 4
 
@@ -205,7 +205,9 @@ def test_merge_rounds_once() -> None:
         (lambda w, x: weights.matmul(x, "w"), TypeError, "w: expected an array"),
         (lambda w, x: weights.matmul(x, jnp.ones((2, OUT, IN))), ValueError, "w: expected dims"),
         (lambda w, x: weights.matmul(x, jnp.ones((OUT, IN), jnp.int8)), TypeError, "w: expected a floating dtype"),
-        (lambda w, x: weights.take(w, x), TypeError, "ids: expected a integer dtype"),
+        (lambda w, x: x @ quantize.quantize(w, 8), TypeError, "is multiplied by weights.matmul(x, w)"),
+        (lambda w, x: np.asarray(x) @ quantize.quantize(w, 8), TypeError, "is multiplied by weights.matmul(x, w)"),
+        (lambda w, x: weights.take(w, x), TypeError, "ids: expected an integer dtype"),
         (
             lambda w, x: weights.matmul(
                 x, weights.PerExample(base=w, a=w[None, :2], b=w[None, :, :2], scale=jnp.ones(1), ids=jnp.zeros(9, int))

@@ -37,6 +37,7 @@ class Config:
       embedding_size: of the space that images and texts share.
 
     Raises:
+      TypeError: `images` are not pairs of a name and an `Image`.
       ValueError: a size that is not a positive whole number, or that another does not divide.
 
     Example:
@@ -69,6 +70,9 @@ class Config:
             check_whole(name, value, low=0 if name.endswith("layers") else 1)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"num_attention_heads: {self.num_attention_heads} does not divide {self.hidden_size}")
+        pairs = self.images if isinstance(self.images, (tuple, list)) else (None,)
+        if any(not isinstance(pair, (tuple, list)) or len(pair) != 2 for pair in pairs):
+            raise TypeError(f'images: expected pairs, as in (("photo", Image(...)),), got {self.images!r}')
         if not self.images:
             raise ValueError("images: at least one kind is needed")
         for name, image in self.images:

@@ -69,13 +69,15 @@ def apply(params: Params, config: Config, seen: Cache, input_ids: jax.Array) -> 
       `[B, T, vocab_size]` float32.
 
     Raises:
-      TypeError: ids are not integers.
+      TypeError: ids are not integers; `seen` is not from `memory`.
       ValueError: another batch, or a text that is too long.
 
     References:
       Yu et al. 2022, "CoCa": layers over text alone give the vector that is contrasted, those after them look at
       the image. Deviations: the vector is read from the last token of the text, not from one that is added.
     """
+    if not isinstance(seen, Cache):
+        raise TypeError(f"seen: expected what `memory` returns, got {type(seen).__name__}")
     check_shapes(seen=(seen.keys, "LBHND"), input_ids=(input_ids, "BT"))
     x, _ = _run(params, config, _start(params, config, input_ids), seen, None)
     return _logits(params, x)
