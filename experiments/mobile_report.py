@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 
 from experiments import mobile_data as data
+from experiments import mobile_scenes as scenes
 from experiments import mobile_words as words
 from experiments.mobile_file import File, signatures
 from experiments.mobile_judge import PROMPT, Tests, padded
@@ -179,28 +181,47 @@ def picture(file: File, held_out: Tests, path: Path, *, rows: int = 8) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(rows, 4, figsize=(12, 1.15 * rows), width_ratios=(1.2, 1, 0.6, 2.6))
+    figure, axes = plt.subplots(
+        rows + 1,
+        4,
+        figsize=(9.5, 0.95 * rows + 0.3),
+        width_ratios=(1.6, 1.5, 0.7, 3.4),
+        height_ratios=(0.3, *[1] * rows),
+    )
+    for axis, title in zip(axes[0], ("a word", "as read", "a scene", "what is said of it"), strict=True):
+        axis.text(0, 0, title, fontsize=11)
+        axis.axis("off")
+
+    def write(axis: Any, height: float, said: str, true: str, before: str = "") -> None:
+        right = said == true
+        text = before + said + ("" if right else f"   (is: {true})")
+        axis.text(0, height, text, va="center", fontsize=9, color="black" if right else "firebrick")
+
     for i in range(rows):
         crop, (which, one) = held_out.crops[i], held_out.asked[2 * i]
         scene = held_out.scenes[which]
-        read = data.read_word(file.read(crop.pixels))
         ids, lengths = padded([[data.ASK, *data.encode(one.question), data.ANSWER], [data.CAPTION]], PROMPT)
         answer, caption = (
             data.decode(file.say(scene.pixels, row, int(length))) for row, length in zip(ids, lengths, strict=True)
         )
-        axes[i, 0].imshow(crop.pixels)
-        axes[i, 2].imshow(scene.pixels)
-        marked = f"{read}" if read == crop.word else f"{read}  (is {crop.word})"
-        axes[i, 1].text(0, 0.5, marked, va="center", color="black" if read == crop.word else "firebrick")
-        right = answer == one.answer
-        said = f"{one.question}? {answer}" + ("" if right else f" (is {one.answer})")
-        axes[i, 3].text(0, 0.65, said, va="center", color="black" if right else "firebrick")
-        axes[i, 3].text(0, 0.25, caption, va="center", color="dimgray", wrap=True)
-        for axis in axes[i]:
+        word, read, picture, told = axes[i + 1]
+        word.imshow(crop.pixels)
+        picture.imshow(scene.pixels)
+        write(read, 0.5, data.read_word(file.read(crop.pixels)), crop.word)
+        write(told, 0.75, answer, one.answer, f"{one.question}? ")
+        true = scenes.caption(scene.things)
+        for height, part in zip((0.4, 0.12), _halves(caption), strict=False):
+            told.text(0, height, part, va="center", fontsize=9, color="black" if caption == true else "firebrick")
+        for axis in axes[i + 1]:
             axis.axis("off")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _halves(caption: str) -> list[str]:
+    """A caption on two lines at most."""
+    return textwrap.wrap(caption, 58) or ["(nothing)"]
 
 
 if __name__ == "__main__":
