@@ -15,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from rlx.weights._lowbit import exporting
 
 from ._lint_rules import Kind, Verdict, judge
+from ._signatures import check_signatures
 from ._tflite_weights import Recorder
 
 _INFINITY = Verdict(
@@ -85,6 +86,7 @@ def lint(signatures: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]]) -> 
 
     Raises:
       NotImplementedError, TypeError: a quantised weight that cannot be exported, as `to_tflite` says it.
+      ValueError: no signature, or one that is none, as `to_tflite` says it.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -93,6 +95,7 @@ def lint(signatures: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]]) -> 
       >>> found.operation, found.kind, found.instead
       ('top_k', 'no builtin', 'take argmax again and again, or do it on the host')
     """
+    check_signatures(signatures)
     found: dict[Finding, None] = {}
     for name, (fn, arguments) in signatures.items():
         with exporting(Recorder()):
