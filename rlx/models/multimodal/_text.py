@@ -83,8 +83,7 @@ def apply(params: Params, config: Config, seen: Cache, input_ids: jax.Array) -> 
       Yu et al. 2022, "CoCa": layers over text alone give the vector that is contrasted, those after them look at
       the image. Deviations: the vector is read from the last token of the text, not from one that is added.
     """
-    check_shapes(input_ids=(input_ids, "BT"))
-    _check_cache("seen", seen, config, config.decoder_layers, input_ids.shape[0])
+    _check_cache("seen", seen, config, config.decoder_layers, input_ids=(input_ids, "BT"))
     x, _ = _run(params, config, _start(params, config, input_ids), seen, None)
     return _logits(params, x)
 
@@ -110,7 +109,7 @@ def prefill(
       ValueError: a prompt that is too long, another batch, or what is seen or the parameters are of another config.
     """
     ids = _within(input_ids, lengths)
-    _check_cache("seen", seen, config, config.decoder_layers, input_ids.shape[0])
+    _check_cache("seen", seen, config, config.decoder_layers, input_ids=(input_ids, "BT"))
     x, cache = _run(params, config, _start(params, config, ids), seen, None)
     logits = _nan_outside(_logits(params, _last(x, lengths)), lengths, input_ids.shape[1])
     room = ((0, 0), (0, 0), (0, 0), (0, config.max_length - input_ids.shape[1]), (0, 0))
@@ -139,9 +138,9 @@ def step(
     """
     check_shapes(token=(token, "B"), position=(position, "B"))
     check_dtype("integer", token=token, position=position)
-    _check_cache("seen", seen, config, config.decoder_layers, token.shape[0])
+    _check_cache("seen", seen, config, config.decoder_layers, token=(token, "B"))
     layers = config.text_layers + config.decoder_layers
-    _check_cache("cache", cache, config, layers, token.shape[0], config.max_length)
+    _check_cache("cache", cache, config, layers, length=config.max_length, token=(token, "B"))
     token, position = token.astype(jnp.int32), position.astype(jnp.int32)
     x, cache = _run(params, config, _embed(params, token, position)[:, None], seen, (cache, position))
     return _logits(params, x[:, 0]), cache
@@ -167,15 +166,20 @@ def _nan_outside(x: jax.Array, lengths: jax.Array, most: int) -> jax.Array:
     return jnp.where(((lengths >= 1) & (lengths <= most))[:, None], x, jnp.full_like(x, jnp.nan))
 
 
-def _check_cache(name: str, cache: Any, config: Config, layers: int, batch: int, length: int | None = None) -> None:
-    """Check keys and values: `[layers, B, H, N, D / H]` of this config, N any where no length is given."""
+def _check_cache(
+    name: str, cache: Any, config: Config, layers: int, *, length: int | None = None, **beside: tuple[Any, str]
+) -> None:
+    """Check keys and values: `[layers, B, H, N, D / H]` of this config and of the batch of what is beside them.
+
+    N is any where no length is given.
+    """
     keys: Any = getattr(cache, "keys", None)
     values: Any = getattr(cache, "values", None)
-    check_shapes(**{f"{name}.keys": (keys, "LBHND"), f"{name}.values": (values, "LBHND")})
+    check_shapes(**{f"{name}.keys": (keys, "LBHND"), f"{name}.values": (values, "LBHND")}, **beside)
     heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-    expected = (layers, batch, heads, keys.shape[3] if length is None else length, width)
+    expected = (layers, keys.shape[1], heads, keys.shape[3] if length is None else length, width)
     if tuple(keys.shape) != expected:
-        raise ValueError(f"{name}: expected keys and values {expected} for this batch and config, got {keys.shape}")
+        raise ValueError(f"{name}: expected keys and values {expected} of this config, got {tuple(keys.shape)}")
 
 
 def _stacked(pairs: list[tuple[jax.Array, jax.Array]], config: Config, x: jax.Array) -> Cache:
