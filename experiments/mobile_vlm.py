@@ -4,7 +4,7 @@
     python -m experiments.mobile_vlm --preset gpu --directory runs/gpu  # one GPU
 
 1. Words in many fonts over photographs and small scenes are rendered, without the network.
-2. All tasks are trained in every step. Half-way the run forks: one half goes on in float, one with 2-bit weights.
+2. All tasks are trained in every step; after a quarter of the steps, with 2-bit weights (and beside it in float).
 3. The 2-bit network becomes a TensorFlow Lite file, with its tokeniser inside.
 4. The exported file is judged through LiteRT on fonts, photographs, words, handwriting and pairs of attributes that
    training did not see, beside both networks in JAX, and beside Tesseract on the same word crops.
@@ -38,7 +38,7 @@ class Config:
     """Scenes rendered for training."""
     batch: int = 32
     """Crops a step, and scenes a step."""
-    steps: int = 1700
+    steps: int = 1500
     """Updates in all."""
     fork: float = 0.25
     """The share of them before weights are rounded."""
@@ -154,11 +154,6 @@ def job(config: Config) -> None:
         rest = config.steps - fork
         held_out = mobile_judge.held_out_sets(config.test_crops, config.test_pictures)
         report: dict[str, Any] = {}
-        if config.compare:
-            whole = mobile_train.judged(go_on("float", state, rest, fork, False), low_bit=False)
-            report["float"] = running.result(
-                "float_judged", lambda: mobile_judge.judge(mobile_judge.from_jax(whole, model), held_out)
-            )
         low = mobile_train.judged(go_on("low_bit", mobile_train.lower(state), rest, fork, True), low_bit=True)
         report["low_bit"] = running.result(
             "low_bit_judged", lambda: mobile_judge.judge(mobile_judge.from_jax(low, model), held_out)
@@ -176,6 +171,11 @@ def job(config: Config) -> None:
         report["file"] |= running.result(
             "file_beside_jax", lambda: mobile_report.beside_jax(file, low, model, held_out)
         )
+        if config.compare:
+            whole = mobile_train.judged(go_on("float", state, rest, fork, False), low_bit=False)
+            report["float"] = running.result(
+                "float_judged", lambda: mobile_judge.judge(mobile_judge.from_jax(whole, model), held_out)
+            )
         report["tesseract"] = running.result("tesseract", lambda: mobile_report.tesseract(held_out.crops))
         report["timings"], report["environment"] = running.timings(), running.environment
         report["training_s"] = sum(report["timings"][name] for name in ("common", "low_bit"))

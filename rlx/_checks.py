@@ -72,7 +72,7 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     Raises:
       ValueError: names the argument and lists the choices.
     """
-    if value not in choices:
+    if np.ndim(value) or isinstance(value, jax.Array) or value not in tuple(choices):
         raise ValueError(f"{name}: {value!r} is not one of {', '.join(repr(c) for c in choices)}")
 
 

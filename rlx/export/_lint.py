@@ -15,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from rlx.weights._lowbit import exporting
 
 from ._lint_rules import Kind, Verdict, judge
+from ._signatures import check_signatures
 from ._tflite_weights import Recorder
 
 _INFINITY = Verdict(
@@ -86,6 +87,7 @@ def lint(signatures: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]]) -> 
     Raises:
       NotImplementedError, TypeError: a quantised weight that cannot be exported, or signatures of another form, as
         `to_tflite` says it.
+      ValueError: no signature, or one that is none, as `to_tflite` says it.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -111,27 +113,6 @@ def lint(signatures: Mapping[str, tuple[Callable[..., Any], Sequence[Any]]]) -> 
                 )
             )
     return list(found)
-
-
-def check_signatures(signatures: Any) -> None:
-    """Refuse what is no mapping of names to `(fn, [arguments])` with static shapes.
-
-    Raises:
-      TypeError: says what was expected, and of which signature.
-    """
-    form = "expected {'name': (fn, [jax.ShapeDtypeStruct(...), ...])}"
-    if not isinstance(signatures, Mapping):
-        raise TypeError(f"signatures: {form}, got {type(signatures).__name__}")
-    for name, one in signatures.items():
-        if not isinstance(one, (tuple, list)) or len(one) != 2 or not callable(one[0]):
-            raise TypeError(f"signatures: {form}, got {type(one).__name__} for {name!r}")
-        if not isinstance(one[1], (tuple, list)):
-            raise TypeError(f"signatures: {form}, got {type(one[1]).__name__} for the arguments of {name!r}")
-        for leaf in jax.tree.leaves(list(one[1])):
-            if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-                raise TypeError(f"signatures: {form}, got {type(leaf).__name__} among the arguments of {name!r}")
-            if any(not isinstance(side, (int, np.integer)) for side in leaf.shape):
-                raise TypeError(f"signatures: shapes are static, whole numbers; {name!r} has an argument {leaf.shape}")
 
 
 def check(findings: Sequence[Finding], allow: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from rlx import weights
 from rlx._checks import check_whole
 from rlx.weights._lowbit import exporting, product, spread
 
-from ._file import write_whole
+from ._file import writable, write_whole
 from ._paths import argument_paths, result_paths
 from ._tflite_weights import integers_of
 
@@ -52,9 +52,7 @@ def to_onnx(fn: Callable[..., Any], arguments: Sequence[Any], path: str | Path, 
         jax2onnx: Any = importlib.import_module("jax2onnx")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("ONNX export needs jax2onnx: pip install 'rlx[onnx]'") from error
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: there is no folder {path.parent}")
+    path = writable(path)
     leaves, structure = jax.tree.flatten(tuple(arguments))
     with exporting(_Codes()):
         results = jax.eval_shape(fn, *arguments)

@@ -1,13 +1,19 @@
 """StableHLO through jax.export: written, loaded back, called."""
 
-import struct
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from ._file import write_whole
+from rlx._checks import check_choice
+
+from ._file import writable, write_whole
+
+# After the bytes of jax.export, which do not mind: its reader looks only where its offsets point.
+_SEAL = b"rlx.sha256"
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def to_stablehlo(
@@ -22,11 +28,16 @@ def to_stablehlo(
     Args:
       fn: a pure function; it closes over its parameters.
       arguments: a `ShapeDtypeStruct`, or an array, for each argument.
-      path: where; written whole or not at all.
-      platforms: what it can run on.
+      path: where; written whole or not at all. It ends in a SHA-256 of what is before, which
+        `jax.export.deserialize` does not mind.
+      platforms: what it can run on: some of "cpu", "cuda", "rocm", "tpu".
 
     Returns:
       The size of the file in bytes.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError, PermissionError: `path` cannot be written.
+      ValueError: a platform that there is not.
 
     Example:
       >>> import jax, jax.numpy as jnp, tempfile, os
@@ -37,8 +48,14 @@ def to_stablehlo(
       ...     export.load_stablehlo(path)(jnp.array([1.0, 2.0]))
       Array([2., 4.], dtype=float32)
     """
+    if isinstance(platforms, str) or not platforms:
+        raise ValueError(f"platforms: expected some of {', '.join(_PLATFORMS)}, got {platforms!r}")
+    for name in platforms:
+        check_choice("platforms", name, _PLATFORMS)
+    path = writable(path)
     content = bytes(jax.export.export(jax.jit(fn), platforms=tuple(platforms))(*arguments).serialize())
-    write_whole(Path(path), content)
+    content += _SEAL + hashlib.sha256(content).digest()
+    write_whole(path, content)
     return len(content)
 
 
@@ -53,10 +70,10 @@ def load_stablehlo(path: str | Path) -> Callable[..., Any]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is not a file of `to_stablehlo`.
+      ValueError: `to_stablehlo` has not written it so: it is damaged, truncated, or something else.
     """
-    content = bytearray(Path(path).read_bytes())
-    try:
-        return jax.export.deserialize(content).call
-    except (struct.error, IndexError, ValueError, AttributeError) as error:  # what flatbuffers runs into
-        raise ValueError(f"path: {path} is not a file of to_stablehlo") from error
+    whole = Path(path).read_bytes()
+    content, seal = whole[: -len(_SEAL) - 32], whole[-len(_SEAL) - 32 :]
+    if seal != _SEAL + hashlib.sha256(content).digest():
+        raise ValueError(f"path: {path} is damaged, or not a file of to_stablehlo: its SHA-256 is not at its end")
+    return jax.export.deserialize(bytearray(content)).call

@@ -14,10 +14,11 @@ import numpy as np
 from rlx._compat import jax2tf
 from rlx.weights._lowbit import exporting
 
-from ._file import write_whole
-from ._lint import check, check_signatures, lint
+from ._file import writable, write_whole
+from ._lint import check, lint
 from ._paths import argument_paths, result_paths
 from ._quiet import quiet
+from ._signatures import check_signatures
 from ._tflite_codes import write_codes
 from ._tflite_metadata import encode, manifest, write_metadata
 from ._tflite_reason import reason
@@ -82,13 +83,14 @@ def to_tflite(
 
     Raises:
       ModuleNotFoundError: TensorFlow or LiteRT is missing; says which extra has it.
-      TypeError: signatures of another form, a dtype that the format has not, a quantised weight that is traced, or
-        metadata that is neither bytes, a string nor JSON.
+      TypeError: signatures that are not `(fn, arguments)` by name, a dtype that the format has not, a quantised
+        weight that is traced, or metadata that is neither bytes, a string nor JSON.
       NotImplementedError: a quantised weight that LiteRT has no product for: in blocks, or 2 bits
         with float activations.
-      ValueError: no signature, a name that is no identifier, operations without a builtin or that
-        differ (all that `lint` finds, with their lines), others that the converter or LiteRT refuses
-        (names it), a quantised weight in a loop, or metadata that would not be read back as it is.
+      FileNotFoundError, IsADirectoryError, PermissionError: `path` cannot be written; known before the work is done.
+      ValueError: no signature, a shape that is not static, a name that is no identifier, operations without a
+        builtin or that differ (all that `lint` finds, with their lines), others that the converter or LiteRT
+        refuses (names it), a quantised weight in a loop, or metadata that would not be read back as it is.
 
     Example:
       >>> import jax, jax.numpy as jnp, os, tempfile
@@ -102,14 +104,9 @@ def to_tflite(
       ({'quantized0_4x4': 8}, [[0.0, 1.0, 2.0, 3.0]])
     """
     check_signatures(signatures)
-    if not signatures:
-        raise ValueError("signatures: at least one is needed")
-    for name in signatures:
-        if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise ValueError(f"signatures: {name!r} is not an identifier")
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: there is no folder {path.parent}")
+    if isinstance(allow, str):
+        raise TypeError(f"allow: expected names of operations, as in ({allow!r},), got a string")
+    path = writable(path)
     entries = encode(metadata)
     traced = {name: _Traced(name, fn, arguments) for name, (fn, arguments) in signatures.items()}
     check(lint(signatures), allow)

@@ -26,6 +26,8 @@ def encode(metadata: Mapping[str, Any] | None) -> Contents:
       TypeError: a name is no string, or a value is none that JSON has.
       ValueError: a name is taken or empty, or a value would not be read back as it is.
     """
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata: expected values by name, got {type(metadata).__name__}")
     found: Contents = {}
     for name, value in (metadata or {}).items():
         if not isinstance(name, str):

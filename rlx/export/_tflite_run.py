@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlx._checks import check_whole
+
 from ._quiet import quiet
 from ._tflite_metadata import read_metadata
 
@@ -36,6 +38,7 @@ class TFLite:
             from ai_edge_litert.interpreter import Interpreter
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("running a TFLite file needs LiteRT: pip install 'rlx[export]'") from error
+        check_whole("threads", threads, 1)
         content = model if isinstance(model, bytes) else Path(model).read_bytes()
         if content[4:8] != b"TFL3":
             name = "these bytes are" if isinstance(model, bytes) else f"{model} is"

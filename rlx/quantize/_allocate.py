@@ -70,6 +70,8 @@ def weight_bytes(shape: Sequence[int], bits: LayerBits, *, block: int | None = N
       >>> [quantize.weight_bytes((256, 512), bits) for bits in (2, 4, 8)], quantize.weight_bytes((2, 256, 512), (8, 2))
       ([35840, 68608, 134144], 169984)
     """
+    for size in shape:
+        check_whole("shape", size)
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"shape: expected (..., out, in), got {tuple(shape)}")
     if isinstance(bits, tuple):
@@ -78,7 +80,9 @@ def weight_bytes(shape: Sequence[int], bits: LayerBits, *, block: int | None = N
         return sum(weight_bytes(shape[1:], one, block=block) for one in bits)
     check_choice("bits", bits, (2, 4, 8))
     *stack, out, inputs = (int(size) for size in shape)
-    if block is not None and (block < 1 or inputs % block):
+    if block is not None:
+        check_whole("block", block, 1)
+    if block is not None and inputs % block:
         raise ValueError(f"block: {block} does not divide the {inputs} inputs")
     codes = -(-(out * inputs * bits) // 8)
     scales = out * 12 if block is None else out * (inputs // block) * 4
@@ -150,7 +154,7 @@ def sensitivity(
       By path (or name of a layer) and bits, `loss(rounded) - loss(params)`. Noise may make it negative.
 
     Raises:
-      ValueError: `where` matches no weight, no choice, bits that are not 2, 4 or 8.
+      ValueError: `where` matches no weight, no choice, bits that are not 2, 4 or 8; a loss that is no number.
 
     Example:
       >>> import jax.numpy as jnp
@@ -164,7 +168,10 @@ def sensitivity(
     found, leaves = matrices(params), named_leaves(params, is_one)
     chosen = _sites(found, where, by_layer)
     measure = jax.jit(loss)
-    base = float(measure(params))
+    first = measure(params)
+    if np.shape(first):
+        raise ValueError(f"loss: expected a number, got an array of shape {np.shape(first)}; take its mean or sum")
+    base = float(first)
 
     def rounded(path: str, layer: int | None, bits: Bits) -> Any:
         matrix = as_matrix(path, found[path])
@@ -235,6 +242,8 @@ def allocate(errors: Table, sizes: Table, budget: int) -> Allocation:
 
 
 def _check_bits(choices: Sequence[Bits]) -> None:
+    if not isinstance(choices, Sequence):
+        raise TypeError(f"choices: expected some of 2, 4, 8, as in (2, 8), got {choices!r}")
     if not choices:
         raise ValueError("choices: there are no bits to try")
     for bits in choices:

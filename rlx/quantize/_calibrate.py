@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx import weights
+from rlx._checks import is_array
 from rlx._names import some
 from rlx._tree import key_at, named_leaves, replace_leaves
 
@@ -34,8 +35,9 @@ def calibrate(
       Moments by path, float32, for `quantize_tree(moments=)` and `gptq`. A weight that is only looked up has zeros.
 
     Raises:
-      ValueError: there is no batch; `where` matches no weight; a weight is a kernel of flax, whose modules multiply
-        by themselves; the result of `apply` has nothing floating.
+      ValueError: there is no batch, or none with a row that counts for any weight; `where` matches no weight; a
+        weight is a kernel of flax, whose modules multiply by themselves; the result of `apply` has nothing
+        floating.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -70,6 +72,11 @@ def calibrate(
         total, empty = add(total, params, batch), False
     if empty:
         raise ValueError("batches: there is none to calibrate with")
+    if not any(isinstance(moment, jax.core.Tracer) or bool(jnp.any(moment)) for moment in total.values()):
+        raise ValueError(
+            f"batches: no weight was multiplied by anything but zeros ({some(total)}); are there rows in them, and "
+            "does the result of apply depend on these weights?"
+        )
     return total
 
 
@@ -77,7 +84,7 @@ def _one_number(outputs: Any) -> jax.Array:
     """A sum of the outputs with random weights: with equal ones the gradient of a softmax, or of a norm, would be 0."""
     terms = []
     for path, leaf in named_leaves(outputs).items():
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
+        if is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating):
             random = jax.random.rademacher(key_at(jax.random.key(0), path), leaf.shape, jnp.float32)
             near_one = jax.random.uniform(key_at(jax.random.key(1), path), leaf.shape, jnp.float32, 0.5, 1.5)
             terms.append(jnp.sum(leaf.astype(jnp.float32) * random * near_one))

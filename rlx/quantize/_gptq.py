@@ -75,12 +75,12 @@ def gptq(
     check_range("damping", damping, 0.0, 1e6, open_low=True)
     check_whole("sweeps", sweeps, 0)
     w, moment = jnp.asarray(w), jnp.asarray(moment)
+    checked_block(w, block)
     expected = (*w.shape[:-2], w.shape[-1], w.shape[-1])
-    if w.ndim < 2 or tuple(moment.shape) != expected:
+    if tuple(moment.shape) != expected:
         raise ValueError(f"moment: expected [..., in, in] = {expected} for w of shape {w.shape}, got {moment.shape}")
     if not isinstance(moment, jax.core.Tracer) and not bool(np.isfinite(moment).all()):
         raise ValueError("moment: holds NaN or infinity; were the activations of the calibration finite?")
-    checked_block(w, block)
     plain = quantize(w, bits, block=block, activations=activations, scale=scale)
     codes, scales = _stacked(w, moment, plain.integers(), plain.scale, damping, bits, block, int(sweeps))
     return packed(w, codes, scales, bits=bits, block=block, activations=activations)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rlx import weights
-from rlx._checks import check_choice
+from rlx._checks import check_choice, check_dtype, check_whole
 from rlx._tree import replace_leaves
 from rlx.weights._lowbit import RANGE
 
@@ -73,6 +73,8 @@ def qat(
     """
     check_choice("activations", activations, ("dynamic_int8", "float"))
     check_choice("start", start, ("mse", "minmax", "lsq"))
+    if block is not None:
+        check_whole("block", block, 1)
 
     def init(params: Any) -> Scales:
         leaves, found = matrices(params), {}
@@ -92,6 +94,7 @@ def qat(
         found = {}
         for path, bits in plan.items():
             w, scale = as_weight(path, leaves[path]), scales[path]
+            check_dtype("floating", **{f"scales[{path!r}]": scale})
             expected = tuple(w.shape[:-1]) if block is None else (*w.shape[:-1], w.shape[-1] // block)
             if tuple(scale.shape) != expected:
                 raise ValueError(f"scales: that of {path} has shape {tuple(scale.shape)}, expected {expected}")

@@ -94,6 +94,8 @@ def dequantize(q: weights.QuantizedWeight) -> jax.Array:
       >>> quantize.dequantize(quantize.quantize(jnp.array([[127.0, -1.2]]), 8)).tolist()
       [[127.0, -1.0]]
     """
+    if not isinstance(q, weights.QuantizedWeight):
+        raise TypeError(f"q: expected a QuantizedWeight, as quantize gives, got {type(q).__name__}")
     return q.dense()
 
 
@@ -138,6 +140,7 @@ def fake_quant(
 def _codes(w: jax.Array, bits: int, block: int | None, scale: Scale) -> tuple[jax.Array, jax.Array]:
     """Codes `[..., out, in]` and scales `[..., out]` or `[..., out, in / block]`."""
     check_choice("bits", bits, (2, 4, 8))
+    check_whole("bits", bits)
     check_choice("scale", scale, ("minmax", "mse"))
     checked_block(w, block)
     groups = w.astype(jnp.float32)

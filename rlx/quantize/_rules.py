@@ -45,8 +45,8 @@ def plan_bits(params: Any, rule: Rule) -> dict[str, LayerBits]:
 
     Raises:
       TypeError: the rule is neither bits nor a mapping; a pattern is no text.
-      ValueError: a pattern matches no weight, or is no regular expression; bits that are not 2, 4 or 8; a stack some
-        of whose layers have bits and others none.
+      ValueError: no pattern; one that matches no weight, or is no regular expression; bits that are not 2, 4 or
+        8; a stack some of whose layers have bits and others none.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,6 +61,8 @@ def plan_bits(params: Any, rule: Rule) -> dict[str, LayerBits]:
         rule = {"": rule}
     if not isinstance(rule, Mapping):
         raise TypeError(f"rule: expected bits by regular expression, as in {{'_proj': 4}}, or 2, 4 or 8, got {rule!r}")
+    if not rule:
+        raise ValueError("rule: is empty, so nothing would be quantised; {'': 8} is 8 bits for every weight")
     names = layers_of(matrices(params))
     chosen: dict[str, list[Any]] = {path: [None] * len(own) for path, own in names.items()}
     for pattern, bits in rule.items():

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 
 from rlx import weights
+from rlx._checks import check_whole
+from rlx._names import some
 from rlx._tree import named_leaves, replace_leaves
 from rlx.weights._operations import Over
 
@@ -37,7 +39,8 @@ def quantize_tree(
       block: as in `quantize`.
       activations: as in `quantize`.
       scale: as in `quantize`.
-      moments: from `calibrate`: weights that have one are rounded with error feedback, by `gptq`.
+      moments: from `calibrate`: weights that have one are rounded with error feedback, by `gptq`. Those of weights
+        that the rule leaves in float are not used.
       sweeps: as in `gptq`.
 
     Returns:
@@ -45,9 +48,10 @@ def quantize_tree(
       bits is kept at the most of them; each layer's codes are those that it has alone.
 
     Raises:
-      TypeError: the rule is neither bits nor a mapping.
-      ValueError: a pattern matches no weight; a block that does not divide the inputs of one (names it); a
-        kernel of flax that can be read in more than one way.
+      TypeError: the rule is neither bits nor a mapping, or the moments are no mapping.
+      ValueError: no pattern, or one that matches no weight; moments by a path that is no weight of `params`; a
+        block that does not divide the inputs of one (names it); a kernel of flax that can be read in more than
+        one way.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,7 +60,10 @@ def quantize_tree(
       >>> small["up_proj"]["weight"].codes.shape
       (4, 4)
     """
+    if block is not None:
+        check_whole("block", block, 1)
     leaves = matrices(params)
+    _check_moments(moments, leaves)
     found: dict[str, weights.QuantizedWeight] = {}
     for path, bits in plan_bits(params, rule).items():
         matrix = as_matrix(path, leaves[path])
@@ -115,6 +122,16 @@ def _as_before(path: str, matrix: jax.Array, before: Any) -> jax.Array:
     if isinstance(before, weights.Kernel):
         return as_kernel(matrix, before.kernel.shape)
     return as_kernel(matrix, before.shape) if is_raw(path, before) else matrix
+
+
+def _check_moments(moments: Any, leaves: Mapping[str, Any]) -> None:
+    if moments is None:
+        return
+    if not isinstance(moments, Mapping):
+        raise TypeError(f"moments: expected those of calibrate, by path, got {type(moments).__name__}")
+    unknown = [str(path) for path in moments if path not in leaves]
+    if unknown:
+        raise ValueError(f"moments: {some(unknown)} is no weight of params; the paths are {some(leaves, 40) or 'none'}")
 
 
 def _is_representation(leaf: Any) -> bool:

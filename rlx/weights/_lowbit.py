@@ -21,6 +21,7 @@ Activations = Literal["dynamic_int8", "float"]
 # The least and greatest code. TensorFlow Lite's specification leaves -128 out at 8 bits, so that negating a
 # weight is exact; 4 bits follow it (-7..7, as its quantisers write them). At 2 bits that would waste a quarter
 # of the codes: all four are used.
+_NARROW = np.float32(255 / np.finfo(np.float32).max)  # of a row narrower than this, 255 / (high - low) is infinite
 RANGE = {8: (-127, 127), 4: (-7, 7), 2: (-2, 1)}
 
 
@@ -180,7 +181,7 @@ def dynamic_int8(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     fixed = lax.stop_gradient(x)
     low = jnp.minimum(jnp.min(fixed, axis=-1, keepdims=True), 0.0)
     high = jnp.maximum(jnp.max(fixed, axis=-1, keepdims=True), 0.0)
-    flat = high == low
+    flat = high - low <= _NARROW  # what the device does is as with zeros
     m = jnp.where(flat, 1.0, 255.0 / jnp.where(flat, 1.0, high - low))
     least, most = low * m, high * m
     zero = jnp.where((-128.0 + least) + (127.0 + most) > 0, -128.0 - least, 127.0 - most)

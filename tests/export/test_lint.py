@@ -206,22 +206,6 @@ def test_what_is_fine_is_not_named(name: str) -> None:
     assert findings(*FINE[name]) == []
 
 
-@pytest.mark.parametrize("call", [export.lint, lambda signatures: export.to_tflite(signatures, "never.tflite")])
-@pytest.mark.parametrize(
-    ("signatures", "message"),
-    [
-        (jnp.sin, "signatures: expected .*, got "),
-        ({"f": jnp.sin}, "for 'f'"),
-        ({"f": (jnp.sin, spec(np.ones(3)))}, "got ShapeDtypeStruct for the arguments of 'f'"),
-        ({"f": (jnp.sin, [1.0])}, "got float among the arguments of 'f'"),
-        ({"f": (jnp.sin, [jax.ShapeDtypeStruct((None, 3), np.float32)])}, r"'f' has an argument \(None, 3\)"),
-    ],
-)
-def test_signatures_of_another_form_are_refused(call: Any, signatures: Any, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        call(signatures)
-
-
 def converted(case: tuple[Any, ...], folder: Path) -> tuple[list[Any], list[Any]]:
     fn, *arrays = case
     written = export.to_tflite({"f": (fn, [spec(a) for a in arrays])}, folder / "m.tflite")

@@ -426,3 +426,35 @@ def test_mistakes_name_the_argument(tmp_path: Path) -> None:
     path.write_bytes(b"not a model, surely")
     with pytest.raises(ValueError, match=r"m\.tflite is not a TensorFlow Lite file"):
         export.load_tflite(path)
+
+
+@pytest.mark.parametrize(
+    ("signatures", "error", "message"),
+    [
+        (None, TypeError, "signatures: expected"),
+        ([("f", (jnp.sin, [floats(2)]))], TypeError, "signatures: expected .*got list"),
+        ({3: (jnp.sin, [floats(2)])}, TypeError, "signatures: names are strings, got 3"),
+        ({"f": jnp.sin}, TypeError, "signatures: 'f' is not"),
+        ({"f": ("sin", [floats(2)])}, TypeError, "signatures: 'f' is not"),
+        ({"f": (jnp.sin, floats(2))}, TypeError, "the arguments of 'f' are a list"),
+        ({"f": (jnp.sin, None)}, TypeError, "the arguments of 'f' are a list"),
+        ({"f": (jnp.sin, [1.0])}, TypeError, "argument 0 of 'f' is not a ShapeDtypeStruct, got 1.0"),
+        ({"f": (jnp.sin, [(2, 3)])}, TypeError, "argument 0 of 'f' is not a ShapeDtypeStruct, got 2"),
+        ({"f": (jnp.sin, [floats(-1)])}, ValueError, "argument 0 of 'f' has shape .*static"),
+        ({"f": (jnp.sin, [floats(*jax.export.symbolic_shape("b"))])}, ValueError, "has shape .*static"),
+    ],
+)
+def test_signatures_that_are_none_are_named(signatures: Any, error: type, message: str, tmp_path: Path) -> None:
+    for call in (export.lint, lambda given: export.to_tflite(given, tmp_path / "m.tflite")):
+        with pytest.raises(error, match=message):
+            call(signatures)
+
+
+def test_policies_that_are_of_another_type_are_named(tmp_path: Path) -> None:
+    signatures = {"f": (jnp.sin, [floats(2)])}
+    with pytest.raises(TypeError, match="allow: expected names"):
+        export.to_tflite(signatures, tmp_path / "m.tflite", allow="rem")
+    with pytest.raises(TypeError, match="metadata: expected values by name, got list"):
+        export.to_tflite(signatures, tmp_path / "m.tflite", metadata=["a"])
+    with pytest.raises(ValueError, match="threads: 0 is outside"):
+        export.TFLite(b"\0\0\0\0TFL3", threads=0)

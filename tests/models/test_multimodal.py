@@ -262,7 +262,7 @@ def test_the_file_computes_what_jax_does(tmp_path: Any) -> None:
         (
             lambda p, s: multimodal.apply(p, CONFIG, s.keys, _ids(2, 3)),
             TypeError,
-            "seen: expected what `memory` returns",
+            "seen: expected the Cache that `memory` returns",
         ),
         (lambda p, s: multimodal.apply(p, CONFIG, s, np.ones((2, 3), np.float32)), TypeError, "input_ids"),
         (lambda p, s: multimodal.apply(p, CONFIG, s, _ids(3, 3)), ValueError, "input_ids: dim B=3"),
@@ -293,3 +293,112 @@ def test_images_that_are_no_pairs_say_so() -> None:
     for images in ({"word": image}, ("word", image), image):
         with pytest.raises(TypeError, match="images: expected pairs"):
             replace(CONFIG, images=images)
+
+
+def test_a_length_outside_gives_nan_and_a_padding_that_is_no_token_does_not(params: Any, seen: Any) -> None:
+    ids = np.array([[1, 2, -1], [4, 5, 99], [1, 2, 3], [1, 2, 3]], np.int32)
+    lengths = np.array([2, 2, 0, 4], np.int32)
+    four = multimodal.Cache(*(jnp.concatenate([leaf, leaf], axis=1) for leaf in seen))
+    embed = jax.jit(lambda ids, lengths: multimodal.embed_text(params, CONFIG, ids, lengths))
+    begin = jax.jit(lambda ids, lengths: multimodal.prefill(params, CONFIG, four, ids, lengths))
+    clean = np.where(np.arange(3)[None] < 2, ids, 0).astype(np.uint8)
+    (logits, cache), (expected, _) = begin(ids, lengths), begin(clean, np.full(4, 2, np.uint8))
+    for actual, plain in ((embed(ids, lengths), embed(clean, np.full(4, 2, np.uint8))), (logits, expected)):
+        np.testing.assert_array_equal(actual[:2], plain[:2])
+        assert np.isnan(actual[2:]).all()
+    assert all(np.isfinite(leaf).all() for leaf in cache)
+
+
+def test_no_images_no_texts_and_no_layers_are_empty_arrays() -> None:
+    config = replace(CONFIG, stem_layers=0, vision_layers=0, text_layers=0, decoder_layers=0)
+    params = multimodal.init(jax.random.key(0), config)
+
+    @jax.jit
+    def run(pixels: Any, ids: Any, lengths: Any) -> Any:
+        tokens = multimodal.encode(params, config, pixels, kind="word")
+        seen = multimodal.memory(params, config, tokens)
+        logits, cache = multimodal.prefill(params, config, seen, ids, lengths)
+        logits, cache = multimodal.step(params, config, seen, cache, ids[:, 0], lengths)
+        return multimodal.embed_text(params, config, ids, lengths), logits, seen, cache
+
+    for batch in (2, 0):
+        vector, logits, seen, cache = run(_pixels(batch, 8, 16), _ids(2, 3)[:batch], np.full(batch, 3, np.int32))
+        assert (vector.shape, logits.shape) == ((batch, config.embedding_size), (batch, config.vocab_size))
+        assert (seen.keys.shape[:2], cache.values.shape[:2]) == ((0, batch), (0, batch))
+        assert np.isfinite(vector).all()
+
+
+def test_no_examples_are_none_through_every_layer(params: Any) -> None:
+    @jax.jit
+    def run(pixels: Any, ids: Any, lengths: Any) -> Any:
+        seen = multimodal.memory(params, CONFIG, multimodal.encode(params, CONFIG, pixels, kind="word"))
+        return multimodal.prefill(params, CONFIG, seen, ids, lengths)[0]
+
+    found = run(_pixels(0, 8, 16), np.zeros((0, 3), np.int32), np.zeros(0, np.int32))
+    assert found.shape == (0, CONFIG.vocab_size)
+
+
+def _stacked(params: Any, stack: str, count: int) -> Any:
+    part = params[stack]
+    layers = jax.tree.map(lambda leaf: np.resize(leaf, (count, *leaf.shape[1:])), part["layers"])
+    return params | {stack: part | {"layers": layers}}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda p, s, x: multimodal.encode(p, CONFIG, x.astype(np.int8), kind="word"), TypeError, "pixels: .*int8"),
+        (lambda p, s, x: multimodal.encode(p, CONFIG, x > 9, kind="word"), TypeError, "pixels: .*bool"),
+        (lambda p, s, x: multimodal.encode(p, CONFIG, x + 1j, kind="word"), TypeError, "pixels: .*complex"),
+        (lambda p, s, x: multimodal.encode({}, CONFIG, x, kind="word"), ValueError, "params: there is no 'vision"),
+        (lambda p, s, x: multimodal.encode(None, CONFIG, x, kind="word"), ValueError, "params: there is no 'vision"),
+        (
+            lambda p, s, x: multimodal.encode(_stacked(p, "vision", 5), CONFIG, x, kind="word"),
+            ValueError,
+            r"params: 'vision.layers.*has shape \(5, .*the config says",
+        ),
+        (
+            lambda p, s, x: multimodal.apply(p, replace(CONFIG, text_layers=4), s, _ids(2, 3)),
+            ValueError,
+            "params: 'text.layers.*has shape",
+        ),
+        (
+            lambda p, s, x: multimodal.apply(_stacked(p, "decoder", 5), CONFIG, s, _ids(2, 3)),
+            ValueError,
+            "params: 'decoder.layers.*has shape",
+        ),
+        (
+            lambda p, s, x: multimodal.read({n: v for n, v in p.items() if n != "reader"}, CONFIG, x),
+            ValueError,
+            "params: there is no 'reader'",
+        ),
+        (lambda p, s, x: multimodal.memory(p, CONFIG, np.ones((3, 8), np.float32)), ValueError, "tokens: expected"),
+        (lambda p, s, x: multimodal.memory(p, CONFIG, np.ones((1, 3, 8), np.int32)), TypeError, "tokens"),
+        (lambda p, s, x: multimodal.embed_image(p, np.ones((3, 8), np.float32)), ValueError, "tokens: expected"),
+        (lambda p, s, x: multimodal.apply(p, CONFIG, None, _ids(2, 3)), TypeError, "seen: expected the Cache"),
+        (
+            lambda p, s, x: multimodal.apply(
+                p, CONFIG, multimodal.Cache(s.keys[:, :, :1], s.values[:, :, :1]), _ids(2, 3)
+            ),
+            ValueError,
+            "seen: expected keys and values",
+        ),
+        (
+            lambda p, s, x: multimodal.apply(p, CONFIG, multimodal.Cache(s.keys, s.values[:, :1]), _ids(2, 3)),
+            ValueError,
+            "seen.values: dim B=1",
+        ),
+        (
+            lambda p, s, x: multimodal.prefill(p, CONFIG, s, _ids(2, 3), np.array([3], np.int32)),
+            ValueError,
+            "lengths: dim B=1",
+        ),
+        (lambda p, s, x: multimodal.embed_text(p, CONFIG, _ids(2, 3), np.int32(3)), ValueError, "lengths: expected"),
+        (lambda p, s, x: multimodal.step(p, CONFIG, s, s, _ids(2, 1), np.ones(2, int)), ValueError, "token: expected"),
+        (lambda p, s, x: multimodal.step(p, CONFIG, s, s, np.ones(2, int), np.array(1)), ValueError, "position"),
+        (lambda p, s, x: multimodal.step(p, CONFIG, s, s, *np.ones((2, 2), int)), ValueError, "cache: expected keys"),
+    ],
+)
+def test_what_would_be_computed_wrong_is_refused(params: Any, seen: Any, call: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(params, seen, _pixels(2, 8, 16))

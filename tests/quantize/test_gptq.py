@@ -114,7 +114,7 @@ H = X.T @ X
         (lambda: quantize.gptq(W, H, 4, block=7), ValueError, "block: 7 does not divide the 24 inputs"),
         (lambda: quantize.gptq(W, H, 4, damping=0.0), ValueError, "damping: 0.0 is outside"),
         (lambda: quantize.gptq(W, H, 4, sweeps=-1), ValueError, "sweeps: -1 is outside"),
-        (lambda: quantize.gptq(W[0], H, 4), ValueError, "moment: expected"),
+        (lambda: quantize.gptq(W[0], H, 4), ValueError, "w: expected dims [..., out, in], got shape (24,)"),
         (lambda: quantize.gptq(W, H.astype(int), 4), TypeError, "moment: expected a floating dtype"),
         (lambda: quantize.quantize(W[:, :0], 4), ValueError, "w: there is nothing in an array of shape (12, 0)"),
         (lambda: quantize.calibrate(lambda p, x: x, {"w": W}, []), ValueError, "batches: there is none"),

@@ -123,3 +123,52 @@ def test_a_number_that_is_not_finite_is_seen_in_its_row() -> None:
     w = jnp.ones((3, 4)).at[0, 0].set(jnp.nan).at[1, 0].set(jnp.inf)
     finite = jnp.isfinite(quantize.dequantize(quantize.quantize(w, 8)))
     assert jnp.all(finite, axis=1).tolist() == [False, False, True]
+
+
+TREE = {"up": {"weight": jnp.ones((4, 8))}}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda w: quantize.quantize(w, 4.0), TypeError, "bits: expected a whole number, got 4.0"),
+        (lambda w: quantize.quantize(w, jnp.array(4)), ValueError, "bits: "),
+        (lambda w: quantize.quantize_tree(TREE, {"up": np.array([4, 2])}), ValueError, "rule['up']: "),
+        (lambda w: quantize.quantize_tree(TREE, {}), ValueError, "rule: is empty"),
+        (lambda w: quantize.qat({}).init(TREE), ValueError, "rule: is empty"),
+        (lambda w: quantize.quantize_tree(TREE, 4, block=0), ValueError, "block: 0 is outside"),
+        (lambda w: quantize.quantize_tree(TREE, 4, block="2"), TypeError, "block: expected a whole number"),
+        (lambda w: quantize.qat(4, block=0), ValueError, "block: 0 is outside"),
+        (lambda w: quantize.weight_bytes((4, 4), 4, block=2.0), TypeError, "block: expected a whole number"),
+        (lambda w: quantize.weight_bytes((2.5, 4), 4), TypeError, "shape: expected a whole number"),
+        (lambda w: quantize.quantize_tree(TREE, 4, moments={"up": jnp.eye(8)}), ValueError, "moments: up is no weight"),
+        (lambda w: quantize.quantize_tree(TREE, 4, moments=[jnp.eye(8)]), TypeError, "moments: expected"),
+        (lambda w: quantize.gptq(w[0], jnp.eye(40), 4), ValueError, "w: expected dims [..., out, in], got shape (40,)"),
+        (lambda w: quantize.dequantize(w), TypeError, "q: expected a QuantizedWeight"),
+        (lambda w: quantize.qat(4).attach(TREE, {"up.weight": [1.0] * 4}), TypeError, "scales['up.weight']: expected"),
+        (lambda w: quantize.sensitivity(lambda p: p["up"]["weight"], TREE), ValueError, "loss: expected a number"),
+        (lambda w: quantize.sensitivity(lambda p: 0.0, TREE, choices=4), TypeError, "choices: expected some of"),
+    ],
+)
+def test_odd_arguments_are_named_too(call: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        call(matrix())
+
+
+def test_calibration_without_rows_and_without_numbers_is_refused() -> None:
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        return weights.matmul(x, params["up"]["weight"])
+
+    with pytest.raises(ValueError, match="batches: no weight was multiplied by anything but zeros"):
+        quantize.calibrate(apply, TREE, [jnp.zeros((0, 8))])
+    with pytest.raises(ValueError, match="apply: its result has no floating array"):
+        quantize.calibrate(lambda params, x: 1.0, TREE, [jnp.ones((1, 8))])
+
+
+def test_a_row_too_narrow_for_eight_bits_is_zeros_as_on_the_device_and_a_nan_stays() -> None:
+    q = quantize.quantize(jnp.eye(4), 8)
+    rows = jnp.array([[1e-37, 0, 0, 1e-37], [1e-30, 0, 0, 0], [jnp.nan, 0, 0, 0]])
+    y = jax.jit(weights.matmul)(rows, q)
+    assert y[0].tolist() == [0.0] * 4
+    assert float(y[1, 0]) == pytest.approx(1e-30, rel=1e-5)
+    assert jnp.isnan(y[2]).all()

@@ -18,6 +18,8 @@ EPS = 1e-6
 def linear(p: Params, name: str, x: jax.Array) -> jax.Array:
     """The linear layer at a dotted name, of rows: the gradient of a product of matrices is twice as fast on a CPU."""
     layer = at(p, name)
+    if layer is None:
+        raise ValueError(f"params: there is no {name!r}; give all that init makes for this config")
     rows = weights.linear(x.reshape(-1, x.shape[-1]), layer["weight"], layer.get("bias"))
     return rows.reshape(*x.shape[:-1], rows.shape[-1])
 
@@ -47,7 +49,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = No
     scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=dtype) * q.shape[-1] ** -0.5
     shares = jax.nn.softmax(scores if bias is None else scores + bias.astype(dtype), axis=-1)
     mixed = jnp.einsum("bhts,bhsd->bhtd", shares.astype(v.dtype), v, preferred_element_type=dtype).astype(q.dtype)
-    return mixed.transpose(0, 2, 1, 3).reshape(q.shape[0], q.shape[2], -1)
+    return mixed.transpose(0, 2, 1, 3).reshape(q.shape[0], q.shape[2], q.shape[1] * q.shape[3])
 
 
 def mlp(p: Params, x: jax.Array) -> jax.Array:

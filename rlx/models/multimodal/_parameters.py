@@ -1,13 +1,14 @@
 """The parameters: nested dicts by dotted names, repeated layers stacked on axis 0."""
 
 import math
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlx._names import nest
+from rlx._names import at, nest
 from rlx._tree import key_at
 
 from ._config import Config
@@ -62,6 +63,24 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     found["image_projection.weight"] = found["text_projection.weight"] = (config.embedding_size, D)
     found["logit_scale"] = ()
     return found
+
+
+def check(params: Any, config: Config, used: str) -> None:
+    """Check that the parameters whose paths match a regular expression are there, in the shapes of a config.
+
+    Indexing would otherwise take the first of too many layers, or the last again for one that is missing.
+
+    Raises:
+      ValueError: names the parameter, and both shapes.
+    """
+    for path, shape in shapes(config).items():
+        if not re.match(used, path):
+            continue
+        leaf = at(params, path)
+        if leaf is None:
+            raise ValueError(f"params: there is no {path!r}; give all that init makes for this config")
+        if tuple(leaf.shape) != shape:
+            raise ValueError(f"params: {path!r} has shape {tuple(leaf.shape)}, the config says {shape}")
 
 
 def init(key: jax.Array, config: Config) -> dict[str, Any]:

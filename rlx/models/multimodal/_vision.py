@@ -1,16 +1,18 @@
 """Images to tokens, and what is read from them."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlx._checks import check_shapes
+from rlx._checks import check_dtype, check_shapes
 from rlx._numerics import wide
 
 from ._blocks import Params, attend, each_layer, linear, mlp, norm, split_heads
 from ._config import Config
+from ._parameters import check
 
 
 def encode(params: Params, config: Config, pixels: jax.Array, *, kind: str) -> jax.Array:
@@ -31,7 +33,8 @@ def encode(params: Params, config: Config, pixels: jax.Array, *, kind: str) -> j
       `[B, N, D]` in the dtype of the parameters, tokens in the order of rows, then columns.
 
     Raises:
-      ValueError: there is no such kind, or its images have another size.
+      TypeError: pixels are neither uint8 nor floating: int8 or booleans cannot be 0..255.
+      ValueError: there is no such kind, its images have another size, or the parameters are of another config.
 
     References:
       Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words"; Xiao et al. 2021, "Early Convolutions Help
@@ -42,6 +45,9 @@ def encode(params: Params, config: Config, pixels: jax.Array, *, kind: str) -> j
     check_shapes(pixels=(pixels, "BHWC"))
     if pixels.shape[1:] != (image.height, image.width, 3):
         raise ValueError(f"pixels: {kind!r} images are {(image.height, image.width, 3)}, got {pixels.shape[1:]}")
+    if pixels.dtype != np.uint8:
+        check_dtype("floating", pixels=pixels)
+    check(params, config, rf"vision\.(?!merge|position)|vision\.(merge|position)\.{re.escape(kind)}(\.|$)")
     vision = params["vision"]
     position = vision["position"][kind]
     x = linear(vision, "patch_embed", _patches(pixels, config.patch).astype(position.dtype))
@@ -73,6 +79,7 @@ def read(params: Params, config: Config, pixels: jax.Array, *, kind: str = "word
       `[B, N, classes]` float32.
 
     Raises:
+      TypeError: as `encode`.
       ValueError: as `encode`.
 
     Example:
@@ -92,6 +99,7 @@ def read(params: Params, config: Config, pixels: jax.Array, *, kind: str = "word
 
 def embed_image(params: Params, tokens: jax.Array) -> jax.Array:
     """Tokens `[B, N, D]` of `encode` as unit vectors `[B, E]`, by the mean over tokens."""
+    check_shapes(tokens=(tokens, "BND"))
     return unit(linear(params, "image_projection", jnp.mean(tokens, axis=1)))
 
 
@@ -132,7 +140,7 @@ def _groups(x: jax.Array, merge: tuple[int, int]) -> jax.Array:
     batch, height, width, channels = x.shape
     rows, columns = merge
     x = x.reshape(batch, height // rows, rows, width // columns, columns * channels).transpose(0, 1, 3, 2, 4)
-    return x.reshape(batch, -1, rows * columns * channels)
+    return x.reshape(batch, height // rows * (width // columns), rows * columns * channels)
 
 
 def _distances(grid: tuple[int, int]) -> np.ndarray:
