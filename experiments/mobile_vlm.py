@@ -171,12 +171,12 @@ def job(config: Config) -> None:
         report["file"] |= running.result(
             "file_beside_jax", lambda: mobile_report.beside_jax(file, low, model, held_out)
         )
+        report["tesseract"] = running.result("tesseract", lambda: mobile_report.tesseract(held_out.crops))
         if config.compare:
             whole = mobile_train.judged(go_on("float", state, rest, fork, False), low_bit=False)
             report["float"] = running.result(
                 "float_judged", lambda: mobile_judge.judge(mobile_judge.from_jax(whole, model), held_out)
             )
-        report["tesseract"] = running.result("tesseract", lambda: mobile_report.tesseract(held_out.crops))
         report["timings"], report["environment"] = running.timings(), running.environment
         report["training_s"] = sum(report["timings"][name] for name in ("common", "low_bit"))
         report["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(state["trained"]["params"]))
