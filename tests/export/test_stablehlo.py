@@ -34,7 +34,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_another_file_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other.stablehlo"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"other\.stablehlo is not a file of to_stablehlo"):
+    with pytest.raises(ValueError, match=r"other\.stablehlo is damaged, or not a file of to_stablehlo"):
         export.load_stablehlo(path)
 
 
