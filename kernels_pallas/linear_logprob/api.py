@@ -4,8 +4,10 @@ from typing import Literal
 
 import jax
 
+from kernels_pallas._vary import vary_together
+
 from .reference import LinearLogprob, check, reference
-from .xla import chunked
+from .xla import tiled
 
 Implementation = Literal["auto", "xla", "reference"]
 
@@ -16,7 +18,8 @@ def linear_logprob(
     targets: jax.Array,
     *,
     implementation: Implementation = "auto",
-    rows: int = 1024,
+    rows: int = 4096,
+    columns: int = 4096,
 ) -> LinearLogprob:
     """Target log-probability, entropy and log-sum-exp of a linear head.
 
@@ -26,9 +29,9 @@ def linear_logprob(
       hidden: `[N, D]`, floating.
       weight: the vocabulary matrix `[V, D]`, floating.
       targets: `[N]` integers in `[0, V)`; one outside gives NaN.
-      implementation: "reference" holds all `[N, V]` logits; "xla" those of `rows` rows at a
-        time, in the backward pass too; "auto" is "xla", the only one for every backend.
-      rows: chunk of "xla".
+      implementation: "reference" holds all `[N, V]` logits; "xla" those of one tile at a time, in the
+        backward pass too; "auto" is "xla", the only one for every backend.
+      rows, columns: tokens and words of a tile of "xla".
 
     Returns:
       `LinearLogprob(logp, entropy, logsumexp)`, each `[N]`, accumulated in float32 or wider.
@@ -45,13 +48,15 @@ def linear_logprob(
 
     References:
       Milakov & Gimelshein 2018, "Online normalizer calculation for softmax"; Wijmans et al.
-      2024, "Cut Your Losses in Large-Vocabulary Language Models" (no materialised logits).
+      2024, "Cut Your Losses in Large-Vocabulary Language Models" (no materialised logits). Deviation: no gradient is
+      filtered.
     """
     check(hidden, weight, targets)
-    if rows < 1:
-        raise ValueError(f"rows: must be at least 1, got {rows}")
+    for name, value in (("rows", rows), ("columns", columns)):
+        if value < 1:
+            raise ValueError(f"{name}: must be at least 1, got {value}")
     if implementation == "reference":
         return reference(hidden, weight, targets)
     if implementation in ("auto", "xla"):
-        return chunked(hidden, weight, targets, rows=rows)
+        return tiled(*vary_together((hidden, weight, targets)), rows, columns)
     raise NotImplementedError(f"implementation: {implementation!r} is not one of 'auto', 'xla', 'reference'")
