@@ -1,5 +1,6 @@
 """Tiles of logits: one at a time is all that exists, forward and backward."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,25 +23,36 @@ class _Running(NamedTuple):
     chosen: jax.Array
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def tiled(hidden: jax.Array, weight: jax.Array, targets: jax.Array, rows: int, columns: int) -> LinearLogprob:
-    """`reference` by tiles of `rows` tokens and `columns` words; the backward pass computes each tile again."""
-    h, t = _in_rows(rows, hidden, targets)
-    out = lax.map(lambda chunk: _forward(*chunk, weight, columns), (h, t))
+Forward = Callable[[jax.Array, jax.Array, jax.Array], LinearLogprob]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def tiled(
+    hidden: jax.Array, weight: jax.Array, targets: jax.Array, rows: int, columns: int, kernel: Forward | None = None
+) -> LinearLogprob:
+    """`reference` by tiles of `rows` tokens and `columns` words; the backward pass computes each tile again.
+
+    A kernel may compute the values; the gradient is that of tiles.
+    """
+    if kernel is None:
+        h, t = _in_rows(rows, hidden, targets)
+        parts = lax.map(lambda chunk: _forward(chunk[0], chunk[1], weight, columns), (h, t))
+        out = LinearLogprob(*(leaf.reshape(-1)[: len(targets)] for leaf in parts))
+    else:
+        out, _ = vary_together((kernel(hidden, weight, targets), hidden))
     inside = (targets >= 0) & (targets < weight.shape[0])
-    logp, entropy, total = (leaf.reshape(-1)[: len(targets)] for leaf in out)
-    return LinearLogprob(jnp.where(inside, logp, jnp.nan), entropy, total)
+    return out._replace(logp=jnp.where(inside, out.logp, jnp.nan))
 
 
 def _tiled_forward(
-    hidden: jax.Array, weight: jax.Array, targets: jax.Array, rows: int, columns: int
+    hidden: jax.Array, weight: jax.Array, targets: jax.Array, rows: int, columns: int, kernel: Forward | None
 ) -> tuple[LinearLogprob, tuple[Any, ...]]:
-    out = tiled(hidden, weight, targets, rows, columns)
+    out = tiled(hidden, weight, targets, rows, columns, kernel)
     return out, (hidden, weight, targets, out.entropy, out.logsumexp)
 
 
 def _tiled_backward(
-    rows: int, columns: int, kept: tuple[Any, ...], slopes: LinearLogprob
+    rows: int, columns: int, kernel: Forward | None, kept: tuple[Any, ...], slopes: LinearLogprob
 ) -> tuple[jax.Array, jax.Array, None]:
     hidden, weight, targets, entropy, logsumexp = kept
     parts = _in_rows(rows, hidden, targets, entropy, logsumexp, *slopes)

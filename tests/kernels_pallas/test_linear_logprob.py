@@ -93,8 +93,8 @@ def test_mistakes_name_the_argument() -> None:
         linear_logprob(hidden, weight, targets[1:])
     with pytest.raises(TypeError, match="targets: expected an integer dtype"):
         linear_logprob(hidden, weight, targets.astype(jnp.float32))
-    with pytest.raises(NotImplementedError, match="'mosaic_gpu' is not one of 'auto', 'xla', 'reference'"):
-        linear_logprob(hidden, weight, targets, implementation="mosaic_gpu")  # type: ignore[arg-type]
+    with pytest.raises(NotImplementedError, match="'triton' is not one of 'auto', 'xla', 'mosaic_gpu', 'reference'"):
+        linear_logprob(hidden, weight, targets, implementation="triton")  # type: ignore[arg-type]
 
 
 def test_gradients_are_the_same_over_eight_devices() -> None:
