@@ -1,9 +1,8 @@
 """Every branch on a library's version and every touch of `jax.experimental`."""
 
 from types import ModuleType
-from typing import Any
 
-import jax
+from kernels_pallas._vary import vary_together as vary_together
 
 
 def jax2tf() -> ModuleType:
@@ -17,17 +16,3 @@ def jax2tf() -> ModuleType:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("TFLite export needs TensorFlow: pip install 'rlx[export]'") from error
     return module
-
-
-def vary_together(tree: Any) -> Any:
-    """The tree with every array varying over all mesh axes that one of them varies over, as loops in shard_map want.
-
-    Outside shard_map nothing happens. The gradient of what did not vary is summed over the axes, as it must be.
-    """
-    axes = frozenset().union(*(jax.typeof(leaf).mat.varying for leaf in jax.tree.leaves(tree)))
-
-    def vary(leaf: jax.Array) -> jax.Array:
-        missing = tuple(sorted(axes - jax.typeof(leaf).mat.varying, key=str))
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(vary, tree)

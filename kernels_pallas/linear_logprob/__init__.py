@@ -2,3 +2,4 @@
 
 from .api import LinearLogprob as LinearLogprob
 from .api import linear_logprob as linear_logprob
+from .config import Config as Config

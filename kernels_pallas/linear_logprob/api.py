@@ -1,13 +1,17 @@
 """Choose how to compute it."""
 
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 import jax
 
-from .reference import LinearLogprob, check, reference
-from .xla import chunked
+from kernels_pallas._vary import vary_together
 
-Implementation = Literal["auto", "xla", "reference"]
+from .config import Config, default_config
+from .reference import LinearLogprob, check, reference
+from .xla import Forward, tiled
+
+Implementation = Literal["auto", "xla", "mosaic_gpu", "reference"]
 
 
 def linear_logprob(
@@ -16,7 +20,9 @@ def linear_logprob(
     targets: jax.Array,
     *,
     implementation: Implementation = "auto",
-    rows: int = 1024,
+    rows: int = 4096,
+    columns: int = 4096,
+    config: Config | None = None,
 ) -> LinearLogprob:
     """Target log-probability, entropy and log-sum-exp of a linear head.
 
@@ -26,16 +32,19 @@ def linear_logprob(
       hidden: `[N, D]`, floating.
       weight: the vocabulary matrix `[V, D]`, floating.
       targets: `[N]` integers in `[0, V)`; one outside gives NaN.
-      implementation: "reference" holds all `[N, V]` logits; "xla" those of `rows` rows at a
-        time, in the backward pass too; "auto" is "xla", the only one for every backend.
-      rows: chunk of "xla".
+      implementation: "reference" holds all `[N, V]` logits; "xla" those of one tile at a time, in the
+        backward pass too; "mosaic_gpu" is a kernel for Hopper whose backward pass is that of "xla"; "auto" is
+        "xla": no run on a GPU has been recorded yet.
+      rows, columns: tokens and words of a tile of "xla".
+      config: of "mosaic_gpu"; None is one by the shapes.
 
     Returns:
       `LinearLogprob(logp, entropy, logsumexp)`, each `[N]`, accumulated in float32 or wider.
 
     Raises:
       TypeError, ValueError: name the argument whose shape or dtype is wrong.
-      NotImplementedError: an implementation that is not here, with those that are.
+      NotImplementedError: an implementation that is not here, with those that are; or the kernel cannot run on
+        this device, these shapes or dtypes: says why.
 
     Example:
       >>> import jax.numpy as jnp
@@ -45,13 +54,34 @@ def linear_logprob(
 
     References:
       Milakov & Gimelshein 2018, "Online normalizer calculation for softmax"; Wijmans et al.
-      2024, "Cut Your Losses in Large-Vocabulary Language Models" (no materialised logits).
+      2024, "Cut Your Losses in Large-Vocabulary Language Models" (no materialised logits). Deviation: no gradient is
+      filtered.
     """
     check(hidden, weight, targets)
-    if rows < 1:
-        raise ValueError(f"rows: must be at least 1, got {rows}")
+    for name, value in (("rows", rows), ("columns", columns)):
+        if value < 1:
+            raise ValueError(f"{name}: must be at least 1, got {value}")
     if implementation == "reference":
         return reference(hidden, weight, targets)
     if implementation in ("auto", "xla"):
-        return chunked(hidden, weight, targets, rows=rows)
-    raise NotImplementedError(f"implementation: {implementation!r} is not one of 'auto', 'xla', 'reference'")
+        return tiled(*vary_together((hidden, weight, targets)), rows, columns)
+    if implementation == "mosaic_gpu":
+        kernel = _kernel(hidden, weight, config)
+        return tiled(*vary_together((hidden, weight, targets)), rows, columns, kernel)
+    known = ", ".join(repr(name) for name in get_args(Implementation))
+    raise NotImplementedError(f"implementation: {implementation!r} is not one of {known}")
+
+
+def _kernel(hidden: jax.Array, weight: jax.Array, config: Config | None) -> Forward:
+    from .mosaic_gpu import forward  # here: Pallas takes a moment to load
+
+    (n, d), v = hidden.shape, weight.shape[0]
+    chosen = config or default_config(n, v)
+    reason = chosen.check(n, d, v, hidden.dtype)
+    if hidden.dtype != weight.dtype:
+        reason = f"needs one dtype, got {hidden.dtype} and {weight.dtype}"
+    if jax.default_backend() != "gpu":
+        reason = f"needs a Hopper GPU, the backend is {jax.default_backend()}"
+    if reason:
+        raise NotImplementedError(f"implementation: 'mosaic_gpu' {reason}; use 'xla'")
+    return partial(forward, config=chosen)

@@ -91,7 +91,7 @@ def problems(source: str, module: str, *, is_package: bool = False) -> list[str]
             found.append(f"{module}: {name} is a floor up")
         elif floor(other) == floor(own) == 2 and (own, other) not in SIDEWAYS:
             found.append(f"{module}: {name} is across the floor")
-        elif own in SHARED and other not in SHARED:
+        elif own in SHARED and other not in SHARED and floor(other) == floor(own):
             found.append(f"{module}: {name} is above the modules that everything shares")
     return found
 
