@@ -1,6 +1,6 @@
 """What is timed of an operation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ class Case:
       unsupported: why an implementation is left out on this device, by name.
       flops, bytes: of the least work there is; a floor follows from the ceilings of the run.
       truth: the same in float64, of the inputs as NumPy arrays; None where it is too large.
+      fallback: which implementation "auto" means where no kernel is taken.
+      configs: configurations of "mosaic_gpu" that the tuner tries, those that can run on this shape.
+      tuned: "mosaic_gpu" with one of them, a function of the inputs.
     """
 
     op: str
@@ -28,3 +31,6 @@ class Case:
     bytes: float
     unsupported: Mapping[str, str]
     truth: Callable[..., Any] | None = None
+    fallback: str = "xla"
+    configs: Sequence[Any] = ()
+    tuned: Callable[[Any], Callable[..., Any]] | None = None

@@ -74,7 +74,7 @@ def measure(case: Case, top: dict[str, float], *, rounds: int, calls: int) -> li
     compiled = {name: jax.jit(way).lower(*arguments).compile() for name, way in case.implementations.items()}
     outputs = {name: jax.tree.map(np.asarray, way(*arguments)) for name, way in compiled.items()}
     truth = case.truth(*(_exact(x) for x in arguments)) if case.truth else outputs["xla"]
-    errors = {name: _error(out, truth) for name, out in outputs.items()}
+    errors = {name: difference(out, truth) for name, out in outputs.items()}
     del outputs
     running = {name: lambda way=way: way(*arguments) for name, way in compiled.items()}
     times = _timing.interleaved(running | {"xla again": running["xla"]}, rounds=rounds, calls=calls)
@@ -145,7 +145,7 @@ def _exact(x: jax.Array) -> np.ndarray:
     return np.asarray(x, np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else np.asarray(x)
 
 
-def _error(actual: Any, expected: Any) -> float:
+def difference(actual: Any, expected: Any) -> float:
     """The largest of the relative errors of the outputs, by the Frobenius norm."""
     pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
     found = [np.linalg.norm(np.asarray(a, np.float64) - e) / max(np.linalg.norm(e), 1e-30) for a, e in pairs]

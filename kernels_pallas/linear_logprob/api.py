@@ -1,10 +1,11 @@
 """Choose how to compute it."""
 
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 
+from kernels_pallas._dispatch import choose, needs_hopper
 from kernels_pallas._vary import vary_together
 
 from .config import Config, default_config
@@ -34,9 +35,9 @@ def linear_logprob(
       targets: `[N]` integers in `[0, V)`; one outside gives NaN.
       implementation: "reference" holds all `[N, V]` logits; "xla" those of one tile at a time, in the
         backward pass too; "mosaic_gpu" is a kernel for Hopper whose backward pass is that of "xla"; "auto" is
-        "xla": no run on a GPU has been recorded yet.
+        "xla", and the kernel where a recorded run on this kind of device says that it is faster.
       rows, columns: tokens and words of a tile of "xla".
-      config: of "mosaic_gpu"; None is one by the shapes.
+      config: of "mosaic_gpu"; None is the recorded one, else one by the shapes.
 
     Returns:
       `LinearLogprob(logp, entropy, logsumexp)`, each `[N]`, accumulated in float32 or wider.
@@ -61,27 +62,22 @@ def linear_logprob(
     for name, value in (("rows", rows), ("columns", columns)):
         if value < 1:
             raise ValueError(f"{name}: must be at least 1, got {value}")
-    if implementation == "reference":
-        return reference(hidden, weight, targets)
-    if implementation in ("auto", "xla"):
-        return tiled(*vary_together((hidden, weight, targets)), rows, columns)
-    if implementation == "mosaic_gpu":
-        kernel = _kernel(hidden, weight, config)
-        return tiled(*vary_together((hidden, weight, targets)), rows, columns, kernel)
-    known = ", ".join(repr(name) for name in get_args(Implementation))
-    raise NotImplementedError(f"implementation: {implementation!r} is not one of {known}")
-
-
-def _kernel(hidden: jax.Array, weight: jax.Array, config: Config | None) -> Forward:
-    from .mosaic_gpu import forward  # here: Pallas takes a moment to load
-
     (n, d), v = hidden.shape, weight.shape[0]
-    chosen = config or default_config(n, v)
-    reason = chosen.check(n, d, v, hidden.dtype)
+    ways = {"xla": None, "mosaic_gpu": needs_hopper() or _refused(hidden, weight, config), "reference": None}
+    sizes = {"n": n, "d": d, "v": v}
+    taken, tuned = choose("linear_logprob", implementation, ways, shape=sizes, dtype=hidden.dtype)
+    if taken == "reference":
+        return reference(hidden, weight, targets)
+    kernel: Forward | None = None
+    if taken == "mosaic_gpu":
+        from .mosaic_gpu import forward  # here: Pallas takes a moment to load
+
+        kernel = partial(forward, config=config or (Config(**tuned["forward"]) if tuned else default_config(n, v)))
+    return tiled(*vary_together((hidden, weight, targets)), rows, columns, kernel)
+
+
+def _refused(hidden: jax.Array, weight: jax.Array, config: Config | None) -> str | None:
+    (n, d), v = hidden.shape, weight.shape[0]
     if hidden.dtype != weight.dtype:
-        reason = f"needs one dtype, got {hidden.dtype} and {weight.dtype}"
-    if jax.default_backend() != "gpu":
-        reason = f"needs a Hopper GPU, the backend is {jax.default_backend()}"
-    if reason:
-        raise NotImplementedError(f"implementation: 'mosaic_gpu' {reason}; use 'xla'")
-    return partial(forward, config=chosen)
+        return f"needs one dtype, got {hidden.dtype} and {weight.dtype}"
+    return (config or default_config(n, v)).check(n, d, v, hidden.dtype)

@@ -287,7 +287,11 @@ def _scales(**other: Any) -> Any:
         (lambda: quantize.quantize_tree(TREE, "4"), TypeError, "rule: expected bits by regular expression"),
         (lambda: quantize.quantize_tree(TREE, True), TypeError, "rule: expected bits by regular expression"),
         (lambda: quantize.quantize_tree(TREE, 4, block=4), ValueError, "block: 4 does not divide the 6 inputs of b"),
-        (lambda: quantize.quantize_tree({}, 4), ValueError, "rule: '' matches no weight; the tree has none that could be quantised"),
+        (
+            lambda: quantize.quantize_tree({}, 4),
+            ValueError,
+            "rule: '' matches no weight; the tree has none that could be quantised",
+        ),
         (lambda: quantize.standard_rule({}), ValueError, "params: the tree has no weight"),
         (lambda: quantize.merge({"a": TREE["a"]}, TREE), ValueError, "small: has other paths than params: b.weight"),
         (lambda: quantize.distill_logits(jnp.ones(3), jnp.ones(4)), ValueError, "teacher: shape (4,) disagrees"),
