@@ -162,15 +162,18 @@ def kept(report: dict[str, Any]) -> dict[str, Any]:
     return report | {"environment": environment, "file": file}
 
 
-def page_rows(report: dict[str, Any]) -> list[str]:
-    """The same as rows of the page's table: what, the file, what was to be reached, Tesseract, the float network."""
-    targets = TARGETS[report["command"].split()[-1]]
+def page_rows(*reports: dict[str, Any]) -> list[str]:
+    """Rows of the page's table: what; of each report the file, what was to be reached and the float network; Tesseract."""
     rows = []
     for task, label in TASKS.items():
-        goal = f">= {targets[task]:.0%}" + ("" if report["file"][task] >= targets[task] else ", not reached")
-        others = [report[name].get(task) if name in report else None for name in ("tesseract", "float")]
-        cells = " | ".join("-" if value is None else f"{value:.1%}" for value in others)
-        rows.append(f"| {label} | {report['file'][task]:.1%} | {goal} | {cells} |")
+        cells = []
+        for report in reports:
+            goal = TARGETS[report["command"].split()[-1]][task]
+            found = report["file"][task]
+            cells += [f"{found:.1%}", f">= {goal:.0%}" + ("" if found >= goal else ", not reached")]
+            cells += [f"{report['float'][task]:.1%}"] if "float" in report else []
+        peer = reports[0]["tesseract"].get(task)
+        rows.append("| " + " | ".join([label, *cells, "-" if peer is None else f"{peer:.1%}"]) + " |")
     return rows
 
 

@@ -1,7 +1,32 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all, and know it again."""
 
+import hashlib
 import os
 from pathlib import Path
+
+
+# After the content: readers of StableHLO and of TensorFlow Lite look only where their offsets point.
+_SEAL = b"rlx.sha256"
+_LENGTH = len(_SEAL) + hashlib.sha256().digest_size
+
+
+def sealed(content: bytes) -> bytes:
+    """The content, and a SHA-256 of it at its end."""
+    return content + _SEAL + hashlib.sha256(content).digest()
+
+
+def unsealed(whole: bytes) -> bytes | None:
+    """What `sealed` was given; None if it does not end as that does.
+
+    Raises:
+      ValueError: it does, and is not what was sealed: says what to do.
+    """
+    content, seal = whole[:-_LENGTH], whole[-_LENGTH:]
+    if not seal.startswith(_SEAL):
+        return None
+    if seal != _SEAL + hashlib.sha256(content).digest():
+        raise ValueError("is damaged: its SHA-256 is another than the one at its end; copy or write it again")
+    return content
 
 
 def writable(path: str | Path) -> Path:

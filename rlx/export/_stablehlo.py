@@ -1,6 +1,5 @@
 """StableHLO through jax.export: written, loaded back, called."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,8 @@ import jax
 
 from rlx._checks import check_choice
 
-from ._file import writable, write_whole
+from ._file import sealed, unsealed, writable, write_whole
 
-# After the bytes of jax.export, which do not mind: its reader looks only where its offsets point.
-_SEAL = b"rlx.sha256"
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -53,8 +50,7 @@ def to_stablehlo(
     for name in platforms:
         check_choice("platforms", name, _PLATFORMS)
     path = writable(path)
-    content = bytes(jax.export.export(jax.jit(fn), platforms=tuple(platforms))(*arguments).serialize())
-    content += _SEAL + hashlib.sha256(content).digest()
+    content = sealed(bytes(jax.export.export(jax.jit(fn), platforms=tuple(platforms))(*arguments).serialize()))
     write_whole(path, content)
     return len(content)
 
@@ -72,8 +68,10 @@ def load_stablehlo(path: str | Path) -> Callable[..., Any]:
       FileNotFoundError: there is no such file.
       ValueError: `to_stablehlo` has not written it so: it is damaged, truncated, or something else.
     """
-    whole = Path(path).read_bytes()
-    content, seal = whole[: -len(_SEAL) - 32], whole[-len(_SEAL) - 32 :]
-    if seal != _SEAL + hashlib.sha256(content).digest():
-        raise ValueError(f"path: {path} is damaged, or not a file of to_stablehlo: its SHA-256 is not at its end")
+    try:
+        content = unsealed(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"path: {path} {error}") from error
+    if content is None:
+        raise ValueError(f"path: {path} is truncated, or not a file of to_stablehlo: no SHA-256 is at its end")
     return jax.export.deserialize(bytearray(content)).call

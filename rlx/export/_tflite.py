@@ -14,7 +14,7 @@ import numpy as np
 from rlx._compat import jax2tf
 from rlx.weights._lowbit import exporting
 
-from ._file import writable, write_whole
+from ._file import sealed, writable, write_whole
 from ._lint import check, lint
 from ._paths import argument_paths, result_paths
 from ._quiet import quiet
@@ -75,7 +75,8 @@ def to_tflite(
       path: where; written whole or not at all.
       metadata: what travels in the file, by name: bytes, a string, or anything that JSON has. Names
         stand in the file as they are, for readers that do not know rlx. `TFLite.metadata` gives
-        back the same values. A manifest is always there: `TFLite.manifest`.
+        back the same values. A manifest is always there: `TFLite.manifest`; and a SHA-256 of all at the end of
+        the file, which interpreters do not mind.
       allow: operations that `lint` finds to differ and that are meant so: "infinity", "rem", ...
 
     Returns:
@@ -114,7 +115,7 @@ def to_tflite(
     quantized = write_codes(tree, {name: one.weights for name, one in traced.items()})
     described = {name: one.described for name, one in traced.items()}
     write_metadata(tree, entries, manifest(described, quantized, entries))
-    model = pack(tree)
+    model = sealed(pack(tree))
     _check_runs(model, traced)
     write_whole(path, model)
     return Exported(

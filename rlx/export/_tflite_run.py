@@ -9,6 +9,7 @@ import numpy as np
 
 from rlx._checks import check_whole
 
+from ._file import unsealed
 from ._quiet import quiet
 from ._tflite_metadata import read_metadata
 
@@ -30,7 +31,7 @@ class TFLite:
       FileNotFoundError: there is no such file.
       ModuleNotFoundError: LiteRT is missing; says which extra has it.
       RuntimeError: the interpreter cannot run an operation of it.
-      ValueError: it is not a TensorFlow Lite file, or its metadata are damaged.
+      ValueError: it is not a TensorFlow Lite file, or it is damaged.
     """
 
     def __init__(self, model: str | Path | bytes, *, threads: int = 1) -> None:
@@ -43,6 +44,11 @@ class TFLite:
         if content[4:8] != b"TFL3":
             name = "these bytes are" if isinstance(model, bytes) else f"{model} is"
             raise ValueError(f"model: {name} not a TensorFlow Lite file")
+        name = "the file" if isinstance(model, bytes) else str(model)
+        try:
+            intact = unsealed(content)
+        except ValueError as error:
+            raise ValueError(f"model: {name} {error}") from error
         with quiet():
             self._interpreter = Interpreter(model_content=content, num_threads=threads)
             self._interpreter.allocate_tensors()  # here the delegate announces itself
@@ -50,6 +56,8 @@ class TFLite:
             self._runners = {name: self._interpreter.get_signature_runner(name) for name in names}
         self._inputs = {name: self.details(name)[0] for name in names}
         self._manifest, self._metadata = read_metadata(content)
+        if intact is None and self._manifest is not None:
+            raise ValueError(f"model: {name} was truncated, or changed since rlx wrote it: no SHA-256 is at its end")
 
     @property
     def signatures(self) -> tuple[str, ...]:
@@ -126,7 +134,7 @@ def load_tflite(path: str | Path, *, threads: int = 1) -> TFLite:
     Raises:
       FileNotFoundError: there is no such file.
       ModuleNotFoundError: LiteRT is missing; says which extra has it.
-      ValueError: it is not a TensorFlow Lite file, or its metadata are damaged.
+      ValueError: it is not a TensorFlow Lite file, or it is damaged.
     """
     return TFLite(path, threads=threads)
 

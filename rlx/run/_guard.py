@@ -1,6 +1,6 @@
 """Updates that are not finite are not applied, inside jit; the host decides when that is too many."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from rlx._tree import named_leaves
+
+_SMALL = 65_536
 
 
 @jax.tree_util.register_dataclass
@@ -40,10 +42,29 @@ def became_non_finite(old: Any, new: Any) -> jax.Array:
     False
     """
     bad = jnp.zeros((), bool)
-    for before, after in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
-        if jnp.issubdtype(after.dtype, jnp.inexact):
-            bad |= jnp.any(~jnp.isfinite(after) & jnp.isfinite(before))
+    for before, after in _together(jax.tree.leaves(old), jax.tree.leaves(new)):
+        bad |= jnp.any(~jnp.isfinite(after) & jnp.isfinite(before))
     return bad
+
+
+def _together(old: list[Any], new: list[Any]) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Large leaves alone, small ones of a dtype as one: a reduction for each would be compiled and run one by one."""
+    small: dict[Any, list[tuple[jax.Array, jax.Array]]] = {}
+    for before, after in zip(old, new, strict=True):
+        if not jnp.issubdtype(after.dtype, jnp.inexact):
+            continue
+        if after.size > _SMALL or _sharded(before) or _sharded(after):
+            yield before, after
+        else:
+            small.setdefault((before.dtype, after.dtype), []).append((before.ravel(), after.ravel()))
+    for pairs in small.values():
+        before, after = (jnp.concatenate(side) for side in zip(*pairs, strict=True))
+        yield before, after
+
+
+def _sharded(leaf: jax.Array) -> bool:
+    """Whether its type says that it is divided along an explicit axis of a mesh; such leaves do not concatenate."""
+    return any(axis is not None for axis in jax.typeof(leaf).sharding.spec)
 
 
 def guard(
@@ -89,7 +110,7 @@ def _select(old: Any, new: Any, watched: list[jax.Array], counts: GuardState) ->
     bad = became_non_finite(old, new)
     for value in watched:
         bad |= ~jnp.all(jnp.isfinite(value))
-    kept = jax.tree.map(lambda after, before: jnp.where(bad, before, after), new, old)
+    kept = jax.lax.cond(bad, lambda old, _: old, lambda _, new: new, old, new)
     consecutive = jnp.where(bad, counts.consecutive + 1, 0)
     return kept, GuardState(consecutive=consecutive, skipped=counts.skipped + bad.astype(jnp.int32))
 

@@ -275,15 +275,20 @@ def test_batches_go_on_where_they_were() -> None:
     assert len(set(whole.tolist())) == 32  # no crop twice before all were seen
 
 
-def test_the_page_has_the_rows_of_the_record() -> None:
-    root = Path(__file__).parents[2]
-    record = json.loads((root / "docs/benchmarks/mobile_cpu.json").read_text())
-    page = (root / "docs/mobile.md").read_text()
-    for row in mobile_report.page_rows(record):
+def test_the_page_has_the_rows_of_the_records() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "mobile.md").read_text()
+    short, long = (json.loads((docs / f"benchmarks/mobile_{name}.json").read_text()) for name in ("cpu", "long"))
+    for row in mobile_report.page_rows(short, long):
         assert row in page
-    assert f"in {record['training_s']:.0f} s" in page
-    assert record["file"]["answer_ms"] <= 200
-    assert 0.9 * record["low_bit"]["words"] < record["file"]["words"] < 1.1 * record["low_bit"]["words"]
+    for record in (short, long):
+        assert f"in {record['training_s']:.0f} s" in page
+        assert f"{record['file']['bytes']:,} bytes" in page
+        assert record["file"]["answer_ms"] <= 200
+        assert record["file"]["word_ms"] <= record["tesseract"]["word_ms"]
+        assert abs(record["low_bit"]["words"] - record["file"]["words"]) < 0.01
+    log = [json.loads(line) for line in (docs / "benchmarks/mobile_long.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["step"]) for row in (log[0], log[-1])] == [("common", 100), ("low_bit", 9000)]
 
 
 def test_the_page_has_the_size_of_the_larger_file() -> None:

@@ -12,9 +12,11 @@ import pytest
 
 import rlx
 from rlx import export, quantize, weights
+from rlx.export._file import sealed
 from rlx.export._tflite_metadata import encode, manifest, write_metadata
 from rlx.export._tflite_tree import pack, unpack
 
+SEAL = len(sealed(b""))
 VALUES: dict[str, Any] = {
     "tokenizer.json": '{"a": 1, "größe": "日本"}',
     "vocabulary": bytes(range(256)) * 3,
@@ -107,8 +109,24 @@ def test_a_changed_byte_is_noticed(part: bytes, named: str, written: export.Expo
     place = content.index(part) + len(part) - 1
     content[place] ^= 1
     (tmp_path / "m.tflite").write_bytes(content)
+    with pytest.raises(ValueError, match=r"m\.tflite is damaged: its SHA-256 is another"):
+        export.load_tflite(tmp_path / "m.tflite")
+    (tmp_path / "m.tflite").write_bytes(sealed(bytes(content[:-SEAL])))
     with pytest.raises(ValueError, match=f"model: its entry {named}"):
         export.load_tflite(tmp_path / "m.tflite")
+
+
+def test_every_truncation_and_every_changed_byte_is_refused(written: export.Exported) -> None:
+    """Those of the graph and of the weights too, which the entries' digests do not cover."""
+    whole = written.path.read_bytes()
+    assert export.TFLite(whole).metadata.keys() == VALUES.keys()
+    for at in range(0, len(whole), 61):
+        with pytest.raises(ValueError, match=r"is damaged|not a TensorFlow Lite file|truncated, or changed"):
+            export.TFLite(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(ValueError, match="was truncated, or changed since rlx wrote it"):
+        export.TFLite(whole[:-SEAL])
+    with pytest.raises(ValueError, match="model"):
+        export.TFLite(whole[: len(whole) // 2])
 
 
 def test_an_entry_that_is_gone_and_a_later_format_are_noticed(written: export.Exported) -> None:
@@ -116,15 +134,15 @@ def test_an_entry_that_is_gone_and_a_later_format_are_noticed(written: export.Ex
     tree = unpack(content)
     tree.metadata = [entry for entry in tree.metadata if entry.name != b"number"]
     with pytest.raises(ValueError, match="its entry 'number' is gone, 4 bytes"):
-        export.TFLite(pack(tree))
+        export.TFLite(sealed(pack(tree)))
     tree = unpack(content)
     tree.metadata = [entry for entry in tree.metadata if entry.name != b"rlx.manifest"]
-    bare = export.TFLite(pack(tree))
+    bare = export.TFLite(sealed(pack(tree)))
     assert bare.metadata == {}
     assert bare.manifest is None
     write_metadata(tree, {}, manifest({}, {}, {}) | {"format": 2})
     with pytest.raises(ValueError, match=r"has format 2; rlx .* reads 1"):
-        export.TFLite(pack(tree))
+        export.TFLite(sealed(pack(tree)))
 
 
 @pytest.mark.parametrize(

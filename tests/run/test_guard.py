@@ -9,6 +9,7 @@ import pytest
 
 from rlx._tree import tree_sha256
 from rlx.run import guard, guard_init
+from rlx.run._guard import became_non_finite
 
 
 def step_fn(state: Any, batch: Any, step: Any) -> Any:
@@ -104,3 +105,31 @@ def test_traced_once() -> None:
 def test_a_step_that_changes_the_state_s_form_is_refused(change: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         jax.jit(guard(lambda s, batch, step: (change(s), {})))(state(), guard_init(), None, 0)
+
+
+def test_small_leaves_are_checked_together_and_one_nan_among_them_is_seen() -> None:
+    """A reduction for each of 274 leaves took 24 of 52 s of compiling, and a sixth of a step of 0.5 s."""
+    state = {f"{i:03}": jnp.ones(i + 1) for i in range(20)} | {"large": jnp.ones((300, 300)), "count": jnp.arange(3)}
+    run = jax.jit(guard(lambda state, batch, step: (jax.tree.map(lambda x: x + batch.astype(x.dtype), state), {})))
+    text = run.lower(state, guard_init(), jnp.array(1.0), 0).as_text()
+    assert text.count("stablehlo.reduce(") == 2
+    kept, counts, _ = run(state, guard_init(), jnp.array(jnp.nan), 0)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), kept, state))
+    assert int(counts.skipped) == 1
+    became = jax.jit(became_non_finite)
+    for name in ("000", "019", "large"):
+        new = {**state, name: state[name].at[0].set(jnp.inf)}
+        assert bool(became(state, new))
+        assert not bool(became(new, new))
+
+
+def test_leaves_divided_along_explicit_axes_are_checked_too() -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        state = {"a": jax.device_put(jnp.ones((8, 4)), jax.P("x")), "b": jnp.ones(3)}
+        run = jax.jit(guard(lambda state, batch, step: (jax.tree.map(lambda x: x * batch, state), {})))
+        kept, counts, _ = run(state, guard_init(), jnp.array(2.0), 0)
+        assert float(kept["a"].sum()) == 64
+        assert jax.typeof(kept["a"]).sharding.spec == jax.P("x", None)
+        _, counts, _ = run(state, counts, jnp.array(jnp.nan), 0)
+        assert int(counts.skipped) == 1
