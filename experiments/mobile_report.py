@@ -163,7 +163,7 @@ def kept(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def page_rows(*reports: dict[str, Any]) -> list[str]:
-    """Rows of the page's table: what; of each report the file, what was to be reached and the float network; Tesseract."""
+    """Rows of the page's table: what; of each report the file, what was to be reached, the float network; Tesseract."""
     rows = []
     for task, label in TASKS.items():
         cells = []

@@ -4,7 +4,6 @@ import hashlib
 import os
 from pathlib import Path
 
-
 # After the content: readers of StableHLO and of TensorFlow Lite look only where their offsets point.
 _SEAL = b"rlx.sha256"
 _LENGTH = len(_SEAL) + hashlib.sha256().digest_size
