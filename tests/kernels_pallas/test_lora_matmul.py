@@ -49,8 +49,13 @@ def test_values_are_those_of_float64(implementation: Any, bank: bool, dtype: Any
     out = jitted(*args, implementation=implementation)
     assert out.shape == (2, 40, N)
     assert out.dtype == dtype
-    # In bfloat16 the result is rounded, and what is between the factors: 2^-9 / sqrt(3) each.
-    assert relative(out, float64(*args)) < (1e-6 if dtype == jnp.float32 else 3e-3)
+    assert relative(out, float64(*args)) < (1e-6 if dtype == jnp.float32 else allowed())
+
+
+def allowed() -> float:
+    """1.5 times the error of the formula as it stands in bfloat16, or 2e-3."""
+    x, w, a, b, scale, _ = args = arguments(False, (2, 40), jnp.bfloat16)
+    return max(1.5 * relative(x @ w.T + scale * (x @ a.T) @ b.T, float64(*args)), 2e-3)
 
 
 def test_one_product_of_both_sides_is_the_same() -> None:

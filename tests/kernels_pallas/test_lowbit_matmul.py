@@ -38,6 +38,17 @@ def float64(x: Any, codes: Any, scales: Any, bits: int, block: int | None) -> np
     return np.asarray(x, np.float64) @ (integers(codes, bits, k) * spread).T
 
 
+def relative(actual: Any, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected))
+
+
+def allowed(x: Any, codes: Any, scales: Any, bits: int, block: int | None) -> float:
+    """1.5 times the error of the product with the weight in x's dtype, or 2e-3."""
+    weight = jnp.asarray(float64(jnp.eye(x.shape[-1]), codes, scales, bits, block).T, x.dtype)
+    plain = jnp.matmul(x, weight.T, preferred_element_type=jnp.float32).astype(x.dtype)
+    return max(1.5 * relative(plain, float64(x, codes, scales, bits, block)), 2e-3)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize(("bits", "block"), FORMS)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -48,12 +59,19 @@ def test_values_are_those_of_float64(implementation: Any, bits: int, block: int 
     assert out.dtype == dtype
     assert out.shape == (2, 3, 7)
     expected = float64(x, codes, scales, bits, block)
-    relative = np.linalg.norm(np.asarray(out, np.float64) - expected) / np.linalg.norm(expected)
-    # No worse than the product with the weight in x's dtype, 1.5 times over.
-    weight = float64(jnp.eye(24), codes, scales, bits, block).T
-    plain = np.asarray(jnp.matmul(x, jnp.asarray(weight, dtype).T, preferred_element_type=jnp.float32).astype(dtype))
-    own = np.linalg.norm(plain.astype(np.float64) - expected) / np.linalg.norm(expected)
-    assert relative < (1e-6 if dtype == jnp.float32 else max(1.5 * own, 2e-3))
+    assert relative(out, expected) < (1e-6 if dtype == jnp.float32 else allowed(x, codes, scales, bits, block))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("bits", "block"), [(2, None), (2, 8), (4, None), (4, 12), (4, 1), (8, None)])
+def test_one_row_is_a_row_of_several(bits: int, block: int | None, dtype: Any) -> None:
+    x, codes, scales = arguments(bits, block, lead=(2,), n=64)
+    x = x.astype(dtype)
+    one = jitted(x[:1], codes, scales, bits=bits, block=block)
+    expected = float64(x[:1], codes, scales, bits, block)
+    assert relative(one, expected) < (1e-6 if dtype == jnp.float32 else allowed(x[:1], codes, scales, bits, block))
+    each = jax.jit(jax.vmap(partial(lowbit_matmul, bits=bits, block=block), (0, None, None)))(x, codes, scales)
+    assert relative(each[:1], np.asarray(one, np.float64)) < 1e-6
 
 
 @pytest.mark.parametrize(("bits", "k"), [(2, 1), (2, 7), (4, 5), (4, 1), (8, 3)])
