@@ -38,7 +38,6 @@ def plain(codes: jax.Array, bits: int, chunks: int) -> list[list[jax.Array]]:
 
 def _convert(codes: Any, bits: int, chunks: int) -> Any:
     """The instructions, for each register of codes."""
-    from jax.experimental.mosaic import gpu as mgpu
     from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import llvm
 
@@ -55,7 +54,7 @@ def _convert(codes: Any, bits: int, chunks: int) -> Any:
             asm, made = instructions(bits, i), np.empty_like(registers)
             for at, word in np.ndenumerate(registers):
                 made[at] = number(word, asm)
-            arrays.append(mgpu.FragmentedArray(_registers=made, _layout=mgpu.WGMMA_LAYOUT, _is_signed=None))
+            arrays.append(type(codes)(_registers=made, _layout=plgpu.Layout.WGMMA.to_mgpu(), _is_signed=None))
         found.append(arrays)
     return found
 
