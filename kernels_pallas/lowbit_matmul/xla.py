@@ -95,7 +95,7 @@ def _one_row(x: jax.Array, codes: jax.Array, scales: jax.Array, bits: int, block
         pairs = zip(rows, _planes(part[0], bits), strict=True)
         total = functools.reduce(jnp.add, [plane.astype(wide) * row[None] for row, plane in pairs])
         if block is not None:
-            total = total * jnp.repeat(part[1].astype(wide), block // each, axis=1)
+            total = jnp.sum(total.reshape(_TILE, -1, block // each), axis=2) * part[1].astype(wide)
         return jnp.sum(total, axis=1)
 
     parts = tuple(v.reshape(-1, _TILE, *v.shape[1:]) for v in (codes, scales))
