@@ -23,9 +23,15 @@ import numpy as np
 from kernels_pallas import _timing
 from kernels_pallas._case import Case
 from kernels_pallas.linear_logprob import bench as linear_logprob
+from kernels_pallas.lora_matmul import bench as lora_matmul
+from kernels_pallas.lowbit_matmul import bench as lowbit_matmul
 
 SCHEMA = 1
-OPERATIONS = (linear_logprob,)
+OPERATIONS = (
+    linear_logprob,
+    lora_matmul,
+    lowbit_matmul,
+)
 
 
 def cases(large: bool) -> Iterator[Case]:
