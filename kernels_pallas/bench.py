@@ -22,10 +22,13 @@ import numpy as np
 
 from kernels_pallas import _timing
 from kernels_pallas._case import Case
+from kernels_pallas.add_norm import bench as add_norm
 from kernels_pallas.linear_logprob import bench as linear_logprob
+from kernels_pallas.matmul_topk import bench as matmul_topk
+from kernels_pallas.ssim_window import bench as ssim_window
 
 SCHEMA = 1
-OPERATIONS = (linear_logprob,)
+OPERATIONS = (linear_logprob, matmul_topk, add_norm, ssim_window)
 
 
 def cases(large: bool) -> Iterator[Case]:
