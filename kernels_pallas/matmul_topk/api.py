@@ -28,7 +28,7 @@ def matmul_topk(
     lengths: jax.Array | None = None,
     metric: Metric = "ip",
     implementation: Implementation = "auto",
-    group: int = 64,
+    group: int = 32,
     columns: int = 8192,
     config: Config | None = None,
 ) -> MatmulTopk:

@@ -21,7 +21,7 @@ def cases(large: bool) -> Iterator[Case]:
 
     "xla" is top-k of all scores of 256 queries at a time: of 10 million keys they are 10 GB in float32.
     """
-    q, n, d, k, group = (1024, 10_000_000, 768, 10, 64) if large else (256, 200_000, 128, 10, 64)
+    q, n, d, k, group = (1024, 10_000_000, 768, 10, 32) if large else (256, 200_000, 128, 10, 32)
     dtype = jnp.bfloat16 if large else jnp.float32
     reason = needs_hopper() or default_config(q, n).check(q, n, d, group, dtype)
 

@@ -30,7 +30,8 @@ class Config:
     def shared_memory(self, itemsize: int, group: int) -> int:
         """Bytes of shared memory of a program."""
         tiles = self.stages * (self.rows + 2 * self.columns) * self.depth * itemsize
-        return tiles + 4 * (2 * 2 * self.columns + self.rows + 2 * self.rows * self.columns // group)
+        rest = 2 * 2 * self.columns + self.rows + 2 * self.rows * self.columns // group
+        return tiles + 4 * rest + 1024  # barriers, and what alignment takes
 
     def check(self, q: int, n: int, d: int, group: int, dtype: Any) -> str | None:
         """Why it cannot run on `[q, d]` and `[n, d]` by groups of `group`, or None."""

@@ -13,6 +13,7 @@ from .reference import MatmulTopk, best, reference, score
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array | None, jax.Array | None, int], jax.Array]
 ROWS = 1024  # queries at a time
+FEW = 8  # queries below which a product by groups gains nothing
 AGAIN = 2**22  # elements of keys that are gathered at a time
 FAN = 64  # groups of a group
 
@@ -30,10 +31,11 @@ def find(
 ) -> MatmulTopk:
     """`reference`, by `ROWS` queries at a time; holds `[ROWS, columns]` scores and `[ROWS, N / group]` maxima.
 
-    Where the k best groups would be half of the keys or more, all scores of as many queries as one tile has room for.
+    Where the k best groups would be half of the keys or more, or queries are few, all scores of as many queries as one
+    tile has room for.
     """
-    n = len(keys)
-    if n <= columns or 2 * k * group >= n:
+    n, few = len(keys), len(queries) < FEW and len(queries) * len(keys) <= ROWS * columns
+    if n <= columns or 2 * k * group >= n or (few and kernel is None):
 
         def whole(queries: jax.Array, lengths: jax.Array | None) -> MatmulTopk:
             return reference(queries, keys, bias, lengths, k)
@@ -67,7 +69,7 @@ def maxima(
     """
 
     def tile(start: jax.Array | int, width: int) -> jax.Array:
-        own = lax.dynamic_slice_in_dim(keys, start, width)
+        own = lax.dynamic_slice_in_dim(keys, start, width) if finite else _slice(keys, start, width)
         added = None if bias is None else lax.dynamic_slice_in_dim(bias, start, width)
         rows = queries
         if finite:
@@ -123,7 +125,7 @@ def _again(
 
     def one(query: jax.Array, length: jax.Array | None, groups: jax.Array) -> tuple[jax.Array, jax.Array]:
         start = jnp.minimum(groups * group, len(keys) - group)  # the last group may begin in the one before
-        own = jax.vmap(lambda at: lax.dynamic_slice_in_dim(keys, at, group))(start).reshape(-1, keys.shape[1])
+        own = jax.vmap(lambda at: _slice(keys, at, group))(start).reshape(-1, keys.shape[1])
         place = start[:, None] + jnp.arange(group, dtype=jnp.int32)[None]
         mine = place >= groups[:, None] * group
         place = place.reshape(-1)
@@ -133,6 +135,17 @@ def _again(
 
     z, place = jax.vmap(one, (0, None if lengths is None else 0, 0))(queries, lengths, groups)
     return best(z, k, place)
+
+
+def _slice(keys: jax.Array, start: jax.Array | int, width: int) -> jax.Array:
+    """`width` keys, without a gradient.
+
+    XLA on a CPU makes all keys of half precision float32 first, so there they are cut as integers (which it copies).
+    """
+    if keys.dtype.itemsize != 2 or jax.default_backend() != "cpu":
+        return lax.dynamic_slice_in_dim(keys, start, width)
+    bits = lax.dynamic_slice_in_dim(lax.bitcast_convert_type(keys, jnp.uint16), start, width)
+    return lax.bitcast_convert_type(bits, keys.dtype)
 
 
 def _by_rows(function: Callable[..., MatmulTopk], rows: int, first: jax.Array, *others: jax.Array | None) -> MatmulTopk:

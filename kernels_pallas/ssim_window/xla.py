@@ -19,6 +19,11 @@ def framewise(a: jax.Array, b: jax.Array, options: Options) -> jax.Array:
     return lax.map(lambda pair: one(*pair), frames).reshape(lead)
 
 
+def at_once(a: jax.Array, b: jax.Array, options: Options) -> jax.Array:
+    """The same of all frames `[N, H, W, C]` side by side."""
+    return jax.vmap(partial(_frame, options=options))(a, b)
+
+
 def _frame(a: jax.Array, b: jax.Array, options: Options) -> jax.Array:
     """Of the variances only the sum is asked for, so four moments do: two means, the mean of a^2 + b^2, that of ab."""
     x, y = (padded(wide(f, options.data_range), options, (0, 1)).transpose(2, 0, 1) for f in (a, b))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas import add_norm
-from kernels_pallas.add_norm import mosaic_gpu, xla
+from kernels_pallas.add_norm import api, mosaic_gpu, xla
 from kernels_pallas.add_norm.bench import configs
 from kernels_pallas.add_norm.config import Config, default_config
 from kernels_pallas.add_norm.reference import AddNorm
@@ -117,3 +117,15 @@ def test_asked_for_without_a_gpu_it_says_so_and_is_not_replaced() -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(NotImplementedError, match="needs a Hopper GPU, the backend is cpu; use 'xla'"):
         add_norm(*arguments(8, 128, jnp.bfloat16), implementation="mosaic_gpu")
+
+
+def test_the_public_function_lowers_with_its_gradient_and_over_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "needs_hopper", lambda: None)
+
+    def loss(x: jax.Array, residual: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+        out = add_norm(x, residual, weight, bias, kind="layer", weight_offset=1.0, implementation="mosaic_gpu")
+        return jnp.sum(out.normed.astype(jnp.float32)) + jnp.sum(out.sum.astype(jnp.float32))
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((3, 40, 256), (3, 40, 256), (256,), (256,))]
+    for function in (jax.grad(loss, (0, 1, 2, 3)), jax.vmap(jax.grad(loss, (0, 1, 2, 3)), (0, 0, None, None))):
+        assert lowered(function, *shapes).count("mosaic_gpu_v2") == 2

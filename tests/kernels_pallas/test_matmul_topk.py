@@ -17,6 +17,12 @@ from kernels_pallas.matmul_topk.xla import best_groups
 IMPLEMENTATIONS = ("reference", "xla")
 
 
+@pytest.fixture(autouse=True)
+def _by_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few queries too."""
+    monkeypatch.setattr(xla, "FEW", 0)
+
+
 def whole(seed: int, *shape: int, most: int = 3, dtype: Any = jnp.float32) -> jax.Array:
     """Small integers, whose sums are exact in any order: there are many ties."""
     return jnp.asarray(np.random.default_rng(seed).integers(-most, most + 1, shape), dtype)
@@ -37,7 +43,13 @@ def sorted_scores(z: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     ("q", "n", "d", "k", "group", "columns"),
-    [(5, 1000, 3, 4, 16, 128), (3, 1001, 2, 7, 8, 96), (9, 997, 1, 1, 64, 256), (2, 70, 4, 70, 8, 16)],
+    [
+        (12, 1000, 3, 4, 16, 128),
+        (8, 1001, 2, 7, 8, 96),
+        (9, 997, 1, 1, 64, 256),
+        (2, 70, 4, 70, 8, 16),
+        (1, 997, 2, 3, 16, 64),
+    ],
 )
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_ties_go_to_the_lower_index(
@@ -199,18 +211,36 @@ def test_queries_in_parts_are_the_queries(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_array_equal(out.scores, expected.scores)
 
 
+def test_a_few_queries_are_not_found_by_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, keys = whole(0, 7, 3), whole(1, 500, 3)
+    expected = matmul_topk(queries, keys, 3, implementation="reference")
+    monkeypatch.setattr(xla, "FEW", 8)
+    monkeypatch.setattr(xla, "best_groups", None)
+    out = jax.jit(partial(matmul_topk, k=3, group=8, columns=64))(queries, keys)
+    np.testing.assert_array_equal(out.indices, expected.indices)
+
+
 def test_no_array_of_all_scores_exists() -> None:
     q, n, d = 256, 65_536, 16
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((q, d), (n, d))]
 
-    def bytes_of(implementation: Any) -> int:
+    def bytes_of(implementation: Any, dtype: Any = jnp.float32) -> int:
+        shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((q, d), (n, d))]
+
         def loss(queries: jax.Array, keys: jax.Array) -> jax.Array:
             return jnp.sum(matmul_topk(queries, keys, 4, implementation=implementation, columns=1024).scores)
 
-        return jax.jit(jax.grad(loss)).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+        return jax.jit(jax.value_and_grad(loss)).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     assert bytes_of("reference") >= q * n * 4
     assert bytes_of("xla") < q * n * 4 / 10
+
+
+def test_keys_of_half_precision_are_not_made_wide() -> None:
+    q, n, d = 16, 65_536, 64
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((q, d), (n, d))]
+    for function in (partial(matmul_topk, k=4, columns=1024), partial(group_max, columns=1024)):
+        compiled = jax.jit(function).lower(*shapes).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 0.6 * n * d * 4
 
 
 def test_nothing_to_ask_finds_nothing() -> None:

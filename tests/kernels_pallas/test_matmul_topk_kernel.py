@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas import group_max, matmul_topk
-from kernels_pallas.matmul_topk import xla
+from kernels_pallas.matmul_topk import api, xla
 from kernels_pallas.matmul_topk.bench import configs
 from kernels_pallas.matmul_topk.config import Config, default_config
 from kernels_pallas.matmul_topk.mosaic_gpu import maxima
@@ -67,7 +67,7 @@ def test_the_config_of_a_shape_lowers_to_cuda(q: int, d: int, n: int, masked: bo
     assert "mosaic_gpu" in lower(config, q, d, n, masked)
 
 
-@pytest.mark.parametrize("config", list(configs(1024, 100_000, 128, 64, jnp.bfloat16))[::5])
+@pytest.mark.parametrize("config", list(configs(1024, 100_000, 128, 32, jnp.bfloat16))[::5])
 def test_what_the_tuner_tries_lowers_to_cuda(config: Config) -> None:
     assert "mosaic_gpu" in lower(config, 1024, 128, 100_000, masked=True)
 
@@ -76,7 +76,7 @@ def lower(config: Config, q: int, d: int, n: int, masked: bool) -> str:
     shapes = [jax.ShapeDtypeStruct((size, d), jnp.bfloat16) for size in (q, n)]
     if masked:
         shapes += [jax.ShapeDtypeStruct((n,), jnp.float32), jax.ShapeDtypeStruct((q,), jnp.int32)]
-        return lowered(lambda *a: maxima(*a, 64, config), *shapes)
+        return lowered(lambda *a: maxima(*a, 32, config), *shapes)
     return lowered(lambda *a: maxima(*a, None, None, 64, config), *shapes)
 
 
@@ -108,3 +108,24 @@ def test_asked_for_without_a_gpu_it_says_so_and_is_not_replaced() -> None:
         matmul_topk(queries, keys, 3, implementation="mosaic_gpu")
     with pytest.raises(NotImplementedError, match="needs a Hopper GPU, the backend is cpu; use 'xla'"):
         group_max(queries, keys, implementation="mosaic_gpu")
+
+
+def test_the_public_functions_lower_with_their_gradient_and_over_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "needs_hopper", lambda: None)
+
+    def loss(queries: jax.Array, keys: jax.Array, valid: jax.Array, lengths: jax.Array) -> jax.Array:
+        options = {"valid": valid, "lengths": lengths, "implementation": "mosaic_gpu"}
+        found = matmul_topk(queries, keys, 3, metric="l2", **options).scores
+        return jnp.sum(found) + jnp.sum(group_max(queries, keys, **options))
+
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (
+            *(((2, 70, 64), jnp.bfloat16), ((2, 10_000, 64), jnp.bfloat16)),
+            *(((2, 10_000), jnp.bool_), ((2, 70), jnp.int32)),
+        )
+    ]
+    slope = jax.value_and_grad(loss, (0, 1))
+    one = [jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype) for shape in shapes]
+    for function, given in ((slope, one), (jax.vmap(slope), shapes)):
+        assert lowered(function, *given).count("mosaic_gpu_v2") == 2
