@@ -25,7 +25,9 @@ class Config:
     def shared_memory(self, d: int, itemsize: int, *, backward: bool) -> int:
         """Bytes of shared memory of a program: rows read, by stage, and rows written, two deep."""
         read, written = (3, 1) if backward else (2, 2)
-        return (self.stages * read + 2 * written) * d * itemsize + 1024  # barriers, and what a reduction takes
+        return (
+            self.stages * read + 2 * written
+        ) * d * itemsize + 4096  # barriers, and what Mosaic keeps for reductions
 
     def check(self, n: int, d: int, dtype: Any, others: tuple[Any, ...] = ()) -> str | None:
         """Why it cannot run on rows `[n, d]`, `others` being the dtypes that have to be the same; or None."""

@@ -31,7 +31,7 @@ class Config:
         """Bytes of shared memory of a program."""
         tiles = self.stages * (self.rows + 2 * self.columns) * self.depth * itemsize
         rest = 2 * 2 * self.columns + self.rows + 2 * self.rows * self.columns // group
-        return tiles + 4 * rest + 1024  # barriers, and what alignment takes
+        return tiles + 4 * rest + 4096  # barriers, alignment, and what Mosaic keeps for reductions
 
     def check(self, q: int, n: int, d: int, group: int, dtype: Any) -> str | None:
         """Why it cannot run on `[q, d]` and `[n, d]` by groups of `group`, or None."""
