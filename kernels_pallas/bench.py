@@ -22,15 +22,21 @@ import numpy as np
 
 from kernels_pallas import _timing
 from kernels_pallas._case import Case
+from kernels_pallas.add_norm import bench as add_norm
 from kernels_pallas.linear_logprob import bench as linear_logprob
 from kernels_pallas.lora_matmul import bench as lora_matmul
 from kernels_pallas.lowbit_matmul import bench as lowbit_matmul
+from kernels_pallas.matmul_topk import bench as matmul_topk
+from kernels_pallas.ssim_window import bench as ssim_window
 
 SCHEMA = 1
 OPERATIONS = (
     linear_logprob,
-    lora_matmul,
+    matmul_topk,
     lowbit_matmul,
+    lora_matmul,
+    add_norm,
+    ssim_window,
 )
 
 

@@ -1,0 +1,74 @@
+"""Choose how to compute it."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas._dispatch import choose
+
+from .reference import Border, Options, Window, check, reference
+from .xla import framewise
+
+Implementation = Literal["auto", "xla", "reference"]
+
+
+def ssim_window(
+    a: jax.Array,
+    b: jax.Array,
+    *,
+    data_range: float | None = None,
+    window: Window = "gaussian",
+    size: int = 11,
+    sigma: float = 1.5,
+    border: Border = "valid",
+    k1: float = 0.01,
+    k2: float = 0.03,
+    implementation: Implementation = "auto",
+) -> jax.Array:
+    """Mean structural similarity of frames.
+
+    SSIM = (2 m_a m_b + c1) (2 s_ab + c2) / ((m_a^2 + m_b^2 + c1) (s_a^2 + s_b^2 + c2)),  c = (k * data_range)^2
+
+    of each window's means, variances and covariance; then the mean over windows and channels.
+
+    Args:
+      a: `[..., H, W, C]`, uint8 or floating.
+      b: the same shape and dtype.
+      data_range: the greatest possible value less the least; None is 255 for uint8 and 1 for floating frames.
+      window: "gaussian", or "uniform" where every pixel weighs the same.
+      size: of a window, odd.
+      sigma: of the gaussian, in pixels.
+      border: "valid" takes whole windows alone, as Wang et al.; "reflect" mirrors the frame, a window a pixel, as
+        torchmetrics.
+      k1: see above.
+      k2: see above.
+      implementation: "reference" holds all moments of all frames; "xla" those of one frame; "auto" is "xla".
+
+    Returns:
+      `[...]` float32 (float64 for float64 frames), one number a frame. Its gradient is made frame by frame too.
+
+    Raises:
+      TypeError, ValueError: name the argument whose shape, dtype or value is wrong.
+      NotImplementedError: an implementation that is not here, with those that are.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> frame = jnp.arange(16 * 16 * 3, dtype=jnp.float32).reshape(16, 16, 3) / 768
+      >>> float(ssim_window(frame, frame)), round(float(ssim_window(frame, 1 - frame)), 3)
+      (1.0, -0.826)
+
+    References:
+      Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", equation 13.
+      Deviations: variances are of the population, as torchmetrics has them; no frame is made smaller first.
+    """
+    check(a, b, window, size, sigma, border)
+    if data_range is None:
+        data_range = 255.0 if a.dtype == jnp.uint8 else 1.0
+    if not data_range > 0:
+        raise ValueError(f"data_range: expected a positive number, got {data_range}")
+    h, w, c = a.shape[-3:]
+    shape = {"frames": a.size // (h * w * c), "h": h, "w": w, "c": c}
+    taken, _ = choose("ssim_window", implementation, {"xla": None, "reference": None}, shape=shape, dtype=a.dtype)
+    options = Options(window, size, sigma, border, data_range, (k1 * data_range) ** 2, (k2 * data_range) ** 2)
+    return reference(a, b, options) if taken == "reference" else framewise(a, b, options)
