@@ -22,10 +22,12 @@ import numpy as np
 
 from kernels_pallas import _timing
 from kernels_pallas._case import Case
+from kernels_pallas.attention import bench as attention
+from kernels_pallas.block_sparse_attention import bench as block_sparse_attention
 from kernels_pallas.linear_logprob import bench as linear_logprob
 
 SCHEMA = 1
-OPERATIONS = (linear_logprob,)
+OPERATIONS = (linear_logprob, block_sparse_attention, attention)
 
 
 def cases(large: bool) -> Iterator[Case]:
