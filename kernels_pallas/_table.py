@@ -1,4 +1,4 @@
-"""What was measured: of an operation on a device, by bucket of shapes and dtype: the best configuration, and its gain."""
+"""What was measured of an operation on a device, by bucket of shapes and dtype: the best configuration, its gain."""
 
 import json
 from collections.abc import Mapping

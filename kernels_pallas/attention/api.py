@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from kernels_pallas._dispatch import choose, needs_hopper
 from kernels_pallas.block_sparse_attention import Config, all_blocks, causal_blocks, window_blocks
 from kernels_pallas.block_sparse_attention.api import attend
-from kernels_pallas.block_sparse_attention.config import default_config
+from kernels_pallas.block_sparse_attention.config import default_config, recorded
 from kernels_pallas.block_sparse_attention.reference import check, flat, rules_of
 from kernels_pallas.block_sparse_attention.rules import Inputs, Rules
 
@@ -67,7 +67,7 @@ def attention(
       causal, window, offset, segments, key_segments, lengths, key_lengths, sinks, softcap, scale: as of
         `block_sparse_attention`.
       logsumexp: whether the log-sum-exp is wanted, which has a gradient then.
-      implementation: "reference" holds all scores; "xla" those of one block of queries and 512 keys, in the backward
+      implementation: "reference" holds all scores; "xla" those of one block of queries and 256 keys, in the backward
         pass too, and passes over blocks that no query sees; "cudnn" is `jax.nn.dot_product_attention`, for what that
         does without a mask; "mosaic_gpu" is the kernel of `block_sparse_attention`, whose backward pass is that of
         "xla". "auto" is "cudnn" on a GPU where it can, else "xla"; and the kernel where a recorded run on this kind
@@ -84,7 +84,6 @@ def attention(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from kernels_pallas import attention
       >>> v = jnp.array([[[1.0]], [[3.0]]])                        # [T, H, E]: the scores are equal, so causal means
       >>> attention(jnp.zeros((2, 1, 4)), jnp.zeros((2, 1, 4)), v, causal=True).y[:, 0, 0]
       Array([1., 2.], dtype=float32)
@@ -111,11 +110,9 @@ def attention(
     if taken == "reference":
         out = reference(x, rules)
     else:
-        if config is None and tuned:
-            chosen = Config(**tuned["forward"])
         if taken == "xla":
             rules = replace(rules, block_q=XLA_BLOCK, block_k=XLA_BLOCK)
-        out = attend(x._replace(blocks=lists(x, rules)), rules, taken, chosen)
+        out = attend(x._replace(blocks=lists(x, rules)), rules, taken, config or recorded(tuned, chosen))
     y, total = (leaf.reshape(*q.shape[:-3], *leaf.shape[1:]) for leaf in out)
     return Attention(y, total if logsumexp else None)
 

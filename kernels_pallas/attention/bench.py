@@ -10,7 +10,7 @@ import numpy as np
 
 from kernels_pallas._case import Case
 from kernels_pallas._dispatch import needs_hopper
-from kernels_pallas.block_sparse_attention.bench import configs
+from kernels_pallas.block_sparse_attention.bench import back_configs, configs
 from kernels_pallas.block_sparse_attention.reference import flat, rules_of
 from kernels_pallas.block_sparse_attention.rules import Inputs
 
@@ -58,7 +58,6 @@ def _cases(large: bool, t: int, h: int, d: int, softcap: float | None) -> Iterat
     common: dict[str, Any] = {"op": "attention", "shape": sizes(x, rules), "dtype": jnp.dtype(dtype).name}
     common |= {"arguments": arguments, "unsupported": {n: why for n, why in reasons.items() if why is not None}}
     common |= {"fallback": "cudnn" if "cudnn" in able else "xla" if large else "blocks"}
-    common |= {"configs": [] if reasons["mosaic_gpu"] else list(configs(x, rules))}
     tuned = partial(ours, implementation="mosaic_gpu")
     yield Case(
         **common,
@@ -66,6 +65,7 @@ def _cases(large: bool, t: int, h: int, d: int, softcap: float | None) -> Iterat
         implementations={name: partial(value, way) for name, way in ways.items()},
         flops=work,
         bytes=moved,
+        configs=() if reasons["mosaic_gpu"] else list(configs(x, rules)),
         truth=None if large else partial(_truth, softcap=softcap),
         tuned=lambda config: partial(value, partial(tuned, config=config)),
     )
@@ -75,6 +75,7 @@ def _cases(large: bool, t: int, h: int, d: int, softcap: float | None) -> Iterat
         implementations={name: slope(way) for name, way in ways.items()},
         flops=3.5 * work,
         bytes=3 * moved,
+        configs=() if reasons["mosaic_gpu"] else list(back_configs(x, rules)),
         tuned=lambda config: slope(partial(tuned, config=config)),
     )
 

@@ -7,7 +7,7 @@ import jax
 
 from kernels_pallas._dispatch import choose, needs_hopper
 
-from .config import Config, default_config
+from .config import Config, default_config, recorded
 from .reference import BlockSparseAttention, check, check_blocks, flat, reference, rules_of
 from .rules import Inputs, Rules
 from .xla import Kernel, blocked
@@ -61,7 +61,7 @@ def block_sparse_attention(
       sinks: `[H]`, a logit a head that takes a share of the softmax and has no value.
       softcap: bound of the scores.
       scale: of the scores; 1 / sqrt(D) if None.
-      implementation: "reference" holds all scores; "xla" those of one block of queries and 512 keys, in the backward
+      implementation: "reference" holds all scores; "xla" those of one block of queries and 256 keys, in the backward
         pass too; "mosaic_gpu" is a kernel for Hopper, backward too where `config.back_groups` is not 0 (else that pass
         is that of "xla"); "auto" is "xla", and the kernel where a recorded run on this kind of device says that it is
         faster.
@@ -79,7 +79,6 @@ def block_sparse_attention(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from kernels_pallas import block_sparse_attention
       >>> zero, v = jnp.zeros((4, 1, 8)), jnp.arange(4.0).reshape(4, 1, 1)            # [T, H, D], [S, K, E]
       >>> out = block_sparse_attention(zero, zero, v, jnp.array([[[0], [1]]]), block_q=2, block_k=2)
       >>> out.y[:, 0, 0]                                                              # each block its own mean
@@ -97,9 +96,7 @@ def block_sparse_attention(
     chosen = config or default_config(x, rules)
     ways = {"xla": None, "mosaic_gpu": needs_hopper() or chosen.check(x, rules), "reference": None}
     taken, tuned = choose("block_sparse_attention", implementation, ways, shape=sizes(x, rules), dtype=q.dtype)
-    if config is None and tuned:
-        chosen = Config(**tuned["forward"])
-    out = attend(x, rules, taken, chosen)
+    out = attend(x, rules, taken, config or recorded(tuned, chosen))
     return BlockSparseAttention(*(leaf.reshape(*q.shape[:-3], *leaf.shape[1:]) for leaf in out))
 
 

@@ -1,6 +1,7 @@
 """Cases of block_sparse_attention: lists by XLA, the kernel, and all scores at once (cuDNN on a GPU)."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -61,7 +62,7 @@ def cases(large: bool) -> Iterator[Case]:
     work, moved = 4.0 * t * h * d * seen, 2.0 * t * (h + k) * d * itemsize
     common: dict[str, Any] = {"op": "block_sparse_attention", "shape": sizes(x, rules), "dtype": jnp.dtype(dtype).name}
     common |= {"arguments": arguments, "unsupported": unsupported}
-    common |= {"fallback": "xla" if large else "lists", "configs": () if reason else list(configs(x, rules))}
+    common |= {"fallback": "xla" if large else "lists"}
     tuned = partial(ours, implementation="mosaic_gpu")
     yield Case(
         **common,
@@ -69,6 +70,7 @@ def cases(large: bool) -> Iterator[Case]:
         implementations={name: partial(_y, way) for name, way in ways.items()},
         flops=work,
         bytes=moved,
+        configs=() if reason else list(configs(x, rules)),
         tuned=lambda config: partial(_y, partial(tuned, config=config)),
     )
     yield Case(
@@ -77,12 +79,21 @@ def cases(large: bool) -> Iterator[Case]:
         implementations={name: slope(way) for name, way in ways.items()},
         flops=3.5 * work,
         bytes=3 * moved,
+        configs=() if reason else list(back_configs(x, rules)),
         tuned=lambda config: slope(partial(tuned, config=config)),
     )
 
 
+def back_configs(x: Inputs, rules: Rules) -> Iterator[Config]:
+    """What the tuner tries of the backward pass."""
+    for groups, stages in product((0, 1, 2), (1, 2, 3, 4, 6)):
+        config = replace(default_config(x, rules), back_groups=groups, back_stages=stages)
+        if config.check(x, rules) is None and (groups or stages == 1):
+            yield config
+
+
 def configs(x: Inputs, rules: Rules) -> Iterator[Config]:
-    """What the tuner tries."""
+    """What the tuner tries of the forward pass."""
     for columns, groups, stages in product((64, 128, 192, 256), (1, 2), (1, 2, 3, 4, 6)):
         config = Config(columns=columns, groups=groups, stages=stages)
         if config.check(x, rules) is None:

@@ -1,5 +1,6 @@
 """How the kernel cuts its work, and which shapes it takes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -91,6 +92,13 @@ class Config:
         if used > SHARED_MEMORY:
             return f"needs {used} bytes of shared memory backward, there are {SHARED_MEMORY}"
         return None
+
+
+def recorded(tuned: Mapping[str, Mapping[str, int]], otherwise: Config) -> Config:
+    """What was recorded, each pass by its direction; `otherwise` where nothing was."""
+    both = Config(**tuned["both"]) if "both" in tuned else otherwise
+    forward = Config(**tuned["forward"]) if "forward" in tuned else both
+    return replace(forward, back_groups=both.back_groups, back_stages=both.back_stages)
 
 
 def packed(rules: Rules) -> bool:

@@ -23,9 +23,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas._mosaic import Dialect, compiled
 
-from .config import ROWS, Config, packed
+from .config import ROWS, Config
 from .lists import Lists, finer, ordered
 from .mosaic_gpu_backward import backward
+from .packing import Packed, pack, unpack
 from .reference import BlockSparseAttention
 from .rules import Inputs, Rules
 
@@ -63,7 +64,7 @@ class Mosaic:
         if step < rules.block_k:  # a block of keys is several steps
             index, rules = finer(lists, rules.block_k // step), replace(rules, block_k=step)
             lists = ordered(index, rules, x.q.shape[1], keys, x.segments, x.key_segments)
-        out = _unpacked(_launch(_packed(x, lists, rules), lists, rules, self.config, keys, self.interpret), x, rules)
+        out = unpack(_launch(pack(x, rules), lists, rules, self.config, keys, self.interpret), x, rules)
         if x.sinks is None:
             return out
         logsumexp = jnp.logaddexp(out.logsumexp, x.sinks.astype(jnp.float32)[None, None])
@@ -71,68 +72,8 @@ class Mosaic:
         return BlockSparseAttention((out.y.astype(jnp.float32) * share[..., None]).astype(out.y.dtype), logsumexp)
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """The arrays as the kernel reads them: `block` rows of a list a head, in multiples of 64; keys in whole blocks."""
-
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    segments: jax.Array | None
-    key_segments: jax.Array | None
-    block: int
-    heads: int
-
-
-def _groups(x: Inputs) -> int:
-    """How many groups of query heads share a list."""
-    return x.k.shape[2] if x.blocks.shape[1] in (1, x.k.shape[2]) else x.q.shape[2]
-
-
-def _padded(x: jax.Array, size: int, filler: int = 0) -> jax.Array:
-    room = -x.shape[1] % size
-    return jnp.pad(x, ((0, 0), (0, room)) + ((0, 0),) * (x.ndim - 2), constant_values=filler) if room else x
-
-
-def _packed(x: Inputs, lists: Lists, rules: Rules) -> _Packed:
-    """Rows of a list under one another, `[heads of the list, queries]`, where a head alone does not fill 64."""
-    del lists
-    q, segments, block, heads = _padded(x.q, rules.block_q), x.segments, rules.block_q, x.q.shape[2]
-    if segments is not None:
-        segments = _padded(segments, rules.block_q, -1)
-    if packed(rules):
-        heads = _groups(x)
-        each = x.q.shape[2] // heads
-        q = q.reshape(q.shape[0], -1, rules.block_q, heads, each, q.shape[3]).transpose(0, 1, 4, 2, 3, 5)
-        q = q.reshape(*q.shape[:2], each * rules.block_q, heads, q.shape[5])
-        room = -q.shape[2] % ROWS
-        block = q.shape[2] + room
-        q = jnp.pad(q, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))).reshape(q.shape[0], -1, heads, q.shape[4])
-        if segments is not None:
-            segments = jnp.tile(segments.reshape(len(segments), -1, rules.block_q), (1, 1, each))
-            segments = jnp.pad(segments, ((0, 0), (0, 0), (0, room)), constant_values=-1).reshape(len(segments), -1)
-    key_segments = None if x.key_segments is None else _padded(x.key_segments, rules.block_k, -2)
-    return _Packed(q, _padded(x.k, rules.block_k), _padded(x.v, rules.block_k), segments, key_segments, block, heads)
-
-
-def _unpacked(out: tuple[jax.Array, jax.Array], x: Inputs, rules: Rules) -> BlockSparseAttention:
-    y, logsumexp = out[0], out[1].swapaxes(1, 2)  # [B, rows, heads, E], [B, rows, heads]
-    batch, length, heads, _ = x.q.shape
-    if packed(rules):
-        groups = _groups(x)
-        each, count = heads // groups, -(-length // rules.block_q)
-
-        def unpack(a: jax.Array) -> jax.Array:
-            a = a.reshape(batch, count, -1, groups, a.shape[-1])[:, :, : each * rules.block_q]
-            a = a.reshape(batch, count, each, rules.block_q, groups, a.shape[-1]).transpose(0, 1, 3, 4, 2, 5)
-            return a.reshape(batch, -1, heads, a.shape[-1])
-
-        y, logsumexp = unpack(y), unpack(logsumexp[..., None])[..., 0]
-    return BlockSparseAttention(y[:, :length], logsumexp[:, :length])
-
-
 def _launch(
-    x: _Packed, lists: Lists, rules: Rules, config: Config, keys: int, interpret: Any
+    x: Packed, lists: Lists, rules: Rules, config: Config, keys: int, interpret: Any
 ) -> tuple[jax.Array, jax.Array]:
     """The output `[B, rows, heads, E]` and the log-sum-exp `[B, heads, rows]`."""
     dialect, dtype = Dialect(interpret), x.q.dtype

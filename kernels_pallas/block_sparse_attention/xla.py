@@ -1,7 +1,7 @@
 """A block of queries against some listed blocks of keys at a time; the backward pass computes the scores again."""
 
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,7 @@ from kernels_pallas._vary import vary_together
 from .lists import Lists, ordered
 from .reference import BlockSparseAttention, without_padding
 from .rules import Inputs, Rules, wide
-
-COLUMNS = 512
-"""Keys that a step takes at a time, where the list is that long."""
+from .steps import Keys, Step, at_once, in_blocks, in_steps, joined, steps_of
 
 
 class Kernel(Protocol):
@@ -34,34 +32,6 @@ class Kernel(Protocol):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The gradients of queries, keys and values."""
         ...
-
-
-class _Keys(NamedTuple):
-    """`k [B, K, M, R, D]`, `v [B, K, M, R, E]` and `segments [B, M, R]` in blocks of R keys."""
-
-    k: jax.Array
-    v: jax.Array
-    segments: jax.Array | None
-
-
-class _Step(NamedTuple):
-    """One list against its queries; with one axis more in front, all of them.
-
-    Attributes:
-      q: `[B, K, G, C, D]`; where every query head has a list of its own, G is 1 and a head is a step.
-      index: `[B or 1, K or 1, n]`.
-      seen: how many of the longest list are there.
-      row: the first query.
-      segments: `[B, C]`.
-      sinks: `[K, G]`.
-    """
-
-    q: jax.Array
-    index: jax.Array
-    seen: jax.Array
-    row: jax.Array
-    segments: jax.Array | None
-    sinks: jax.Array | None
 
 
 def blocked(x: Inputs, rules: Rules, kernel: Kernel | None = None) -> BlockSparseAttention:
@@ -91,9 +61,9 @@ def _attend(
     if kernel is not None:
         (y, logsumexp), _ = vary_together((kernel(x, lists, rules), q))
         return y, logsumexp
-    keys = _keys(x, rules)
-    y, logsumexp = lax.map(partial(_forward, rules, keys, k.shape[1]), _steps(x, lists, rules))
-    return _joined(y, x, rules), _joined(logsumexp[..., None], x, rules)[..., 0]
+    keys = in_blocks(x, rules)
+    y, logsumexp = lax.map(partial(_forward, rules, keys, k.shape[1]), steps_of(x, lists, rules))
+    return joined(y, x, rules), joined(logsumexp[..., None], x, rules)[..., 0]
 
 
 def _save(
@@ -130,12 +100,10 @@ def _backward(
         (to_q, to_k, to_v), _ = vary_together(((to_q, to_k, to_v), q))
         return to_q, to_k, to_v, to_sinks, None, None, None
     base = jnp.where(nothing, 0, logsumexp)
-    keys = _keys(x, rules)
+    keys = in_blocks(x, rules)
     heads = lists.index.shape[1]
-    to_y, base, through = (
-        _in_steps(a, heads, x.k.shape[2], rules) for a in (to_y, base[..., None], through[..., None])
-    )
-    steps = _steps(x, lists, rules), to_y, base[..., 0], through[..., 0]
+    to_y, base, through = (in_steps(a, heads, x.k.shape[2], rules) for a in (to_y, base[..., None], through[..., None]))
+    steps = steps_of(x, lists, rules), to_y, base[..., 0], through[..., 0]
     zeros, _ = vary_together(((jnp.zeros(keys.k.shape, dtype), jnp.zeros(keys.v.shape, dtype)), x))
     (to_k, to_v), to_q = lax.scan(partial(_backward_step, rules, keys, k.shape[1]), zeros, steps)
 
@@ -143,13 +111,13 @@ def _backward(
         a = a.reshape(*a.shape[:2], -1, a.shape[-1]).swapaxes(1, 2)
         return a[:, : like.shape[1]].astype(like.dtype)
 
-    return _joined(to_q, x, rules), whole(to_k, k), whole(to_v, v), to_sinks, None, None, None
+    return joined(to_q, x, rules), whole(to_k, k), whole(to_v, v), to_sinks, None, None, None
 
 
 _attend.defvjp(_save, _backward)
 
 
-def _forward(rules: Rules, keys: _Keys, count: int, step: _Step) -> tuple[jax.Array, jax.Array]:
+def _forward(rules: Rules, keys: Keys, count: int, step: Step) -> tuple[jax.Array, jax.Array]:
     """The output `[B, K, G, C, E]` of one list, and the log-sum-exp."""
     dtype, rows = wide(step.q.dtype), step.q.shape[:-1]
 
@@ -170,14 +138,14 @@ def _forward(rules: Rules, keys: _Keys, count: int, step: _Step) -> tuple[jax.Ar
     total = (top > -jnp.inf).astype(dtype)
     zero = jnp.zeros((*rows, keys.v.shape[-1]), dtype)
     start, _ = vary_together(((top, total, zero), (step, keys)))
-    top, total, mixed = lax.fori_loop(0, -(-step.seen // _at_once(rules, step)), part, start)
+    top, total, mixed = lax.fori_loop(0, -(-step.seen // at_once(rules, step.index.shape[-1])), part, start)
     nothing = total == 0
     total = jnp.where(nothing, 1, total)
     return (mixed / total[..., None]).astype(step.q.dtype), jnp.where(nothing, -jnp.inf, top + jnp.log(total))
 
 
 def _backward_step(
-    rules: Rules, keys: _Keys, count: int, sums: tuple[jax.Array, jax.Array], inputs: tuple[Any, ...]
+    rules: Rules, keys: Keys, count: int, sums: tuple[jax.Array, jax.Array], inputs: tuple[Any, ...]
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """The gradient of one list's queries; what its keys and values get is added to the sums, each block once."""
     step, to_y, base, through = inputs
@@ -200,13 +168,13 @@ def _backward_step(
         return to_q, _add(to_k, at, from_k), _add(to_v, at, from_v)
 
     start, _ = vary_together((jnp.zeros(step.q.shape, dtype), (step, keys, inputs)))
-    trips = -(-step.seen // _at_once(rules, step))
+    trips = -(-step.seen // at_once(rules, step.index.shape[-1]))
     to_q, to_k, to_v = lax.fori_loop(0, trips, part, (start, *sums))
     return (to_k, to_v), to_q.astype(step.q.dtype)
 
 
 def _scores(
-    rules: Rules, keys: _Keys, count: int, step: _Step, at: jax.Array, there: jax.Array
+    rules: Rules, keys: Keys, count: int, step: Step, at: jax.Array, there: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
     """Scores `[B, K, G, C, c R]` of c blocks, -inf where nothing is seen; and the tanh of the soft cap, or None."""
     dtype = wide(step.q.dtype)
@@ -226,17 +194,13 @@ def _scores(
     return jnp.where(seen[:, :, None], z, -jnp.inf), bent
 
 
-def _part(rules: Rules, step: _Step, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _part(rules: Rules, step: Step, i: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Numbers of the next blocks `[B or 1, K or 1, c]`, and for each of their keys whether the block is there."""
-    size = _at_once(rules, step)
+    size = at_once(rules, step.index.shape[-1])
     at = lax.dynamic_slice_in_dim(step.index, i * size, size, axis=2)
     there = i * size + jnp.arange(size, dtype=jnp.int32)[None, None, :] < step.seen
     there = jnp.repeat(jnp.broadcast_to(there, at.shape), rules.block_k, axis=2)
     return at, there
-
-
-def _at_once(rules: Rules, step: _Step) -> int:
-    return max(1, min(step.index.shape[-1], COLUMNS // rules.block_k))
 
 
 def _blocks(x: jax.Array, at: jax.Array) -> jax.Array:
@@ -261,69 +225,3 @@ def _corner(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _over_keys(dims: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
     return jnp.einsum(dims, a, b, preferred_element_type=dtype)
-
-
-def _keys(x: Inputs, rules: Rules) -> _Keys:
-    def cut(a: jax.Array, filler: int = 0) -> jax.Array:
-        room = -a.shape[1] % rules.block_k
-        a = jnp.pad(a, ((0, 0), (0, room)) + ((0, 0),) * (a.ndim - 2), constant_values=filler)
-        return a.reshape(a.shape[0], -1, rules.block_k, *a.shape[2:])
-
-    segments = None if x.key_segments is None else cut(x.key_segments, -2)
-    return _Keys(cut(x.k).transpose(0, 3, 1, 2, 4), cut(x.v).transpose(0, 3, 1, 2, 4), segments)
-
-
-def _steps(x: Inputs, lists: Lists, rules: Rules) -> _Step:
-    """All lists, one after another: a list a block of queries, or one a block of queries and a head."""
-    shared, group = x.k.shape[2], x.q.shape[2] // x.k.shape[2]
-    heads = lists.index.shape[1]
-    index = lists.index.transpose(2, 0, 1, 3)
-    count = len(index)
-    seen = lists.seen.transpose(2, 0, 1)
-    each = group if heads not in (1, shared) else 1
-    if each > 1:  # [N, B, K G, n] -> [N G, B, K, n]
-        index = index.reshape(count, -1, shared, each, index.shape[-1]).transpose(0, 3, 1, 2, 4)
-        index = index.reshape(count * each, *index.shape[2:])
-        seen = seen.reshape(count, -1, shared, each).transpose(0, 3, 1, 2).reshape(count * each, -1, shared)
-    number = jnp.repeat(jnp.arange(count, dtype=jnp.int32), each)
-    sinks = None
-    if x.sinks is not None:
-        sinks = x.sinks.reshape(shared, group)
-        sinks = sinks.T[:, :, None] if each > 1 else sinks[None]
-        sinks = jnp.tile(sinks, (count, 1, 1))
-    segments = None
-    if x.segments is not None:
-        room = -x.segments.shape[1] % rules.block_q
-        segments = jnp.pad(x.segments, ((0, 0), (0, room)), constant_values=-1)
-        segments = segments.reshape(len(segments), -1, rules.block_q).swapaxes(0, 1)[number]
-    missing = -index.shape[-1] % max(1, min(index.shape[-1], COLUMNS // rules.block_k))
-    none = -(-x.k.shape[1] // rules.block_k)
-    return _Step(
-        _in_steps(x.q, heads, shared, rules),
-        jnp.pad(index, ((0, 0),) * 3 + ((0, missing),), constant_values=none),
-        jnp.max(seen, axis=(1, 2)),
-        number * rules.block_q,
-        segments,
-        sinks,
-    )
-
-
-def _in_steps(a: jax.Array, heads: int, shared: int, rules: Rules) -> jax.Array:
-    """`[B, T, H, D]` as the steps have it, `[steps, B, K, G, C, D]`."""
-    room = -a.shape[1] % rules.block_q
-    a = jnp.pad(a, ((0, 0), (0, room), (0, 0), (0, 0)))
-    a = a.reshape(a.shape[0], -1, rules.block_q, shared, a.shape[2] // shared, a.shape[3])
-    if heads in (1, shared):
-        return a.transpose(1, 0, 3, 4, 2, 5)
-    a = a.transpose(1, 4, 0, 3, 2, 5)
-    return a.reshape(-1, *a.shape[2:4], 1, *a.shape[4:])
-
-
-def _joined(a: jax.Array, x: Inputs, rules: Rules) -> jax.Array:
-    """`[steps, B, K, G, C, D]` as `[B, T, H, D]`."""
-    count, length, heads, _ = x.q.shape
-    if x.blocks.shape[1] in (1, x.k.shape[2]):
-        a = a.transpose(1, 0, 4, 2, 3, 5)
-    else:
-        a = a.reshape(-(-length // rules.block_q), -1, *a.shape[1:3], *a.shape[4:]).transpose(2, 0, 4, 3, 1, 5)
-    return a.reshape(count, -1, heads, a.shape[-1])[:, :length]

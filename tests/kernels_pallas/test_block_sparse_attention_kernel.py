@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kernels_pallas import block_sparse_attention, causal_blocks, join_blocks, window_blocks
-from kernels_pallas.block_sparse_attention.bench import configs
-from kernels_pallas.block_sparse_attention.config import Config, default_config
+from kernels_pallas.block_sparse_attention.bench import back_configs, configs
+from kernels_pallas.block_sparse_attention.config import Config, default_config, recorded
 from kernels_pallas.block_sparse_attention.lists import ordered
 from kernels_pallas.block_sparse_attention.mosaic_gpu import Mosaic
 from kernels_pallas.block_sparse_attention.reference import check_blocks, flat, reference, rules_of
@@ -99,52 +99,6 @@ def test_interpreted_it_holds_far_below_zero() -> None:
     assert distance(actual.logsumexp, exact.logsumexp) < 1e-6
 
 
-BACKWARD: dict[str, tuple[dict[str, Any], Any, dict[str, Any], Config]] = {
-    "lists of every head": (
-        {"length": 64, "keys": 150, "heads": 2, "shared": 1},
-        some_blocks(2, 1, 2, 3),
-        {"block_q": 64, "block_k": 64, "softcap": 2.0},
-        Config(columns=64, groups=1, stages=1, back_groups=1, back_stages=1),
-    ),
-    "two heads share a list, two warpgroups": (
-        {"length": 100, "keys": 128, "heads": 2, "shared": 1},
-        some_blocks(1, 2, 2, 1),
-        {"block_q": 64, "block_k": 128, "causal": True, "offset": 40, "window": 90},
-        Config(columns=64, groups=2, stages=2, back_groups=2, back_stages=2),
-    ),
-    "padding and sinks": (
-        {"length": 128, "keys": 128, "heads": 1, "shared": 1, "batch": (2,)},
-        causal_blocks(128, 128, block_q=128, block_k=64),
-        {"block_q": 128, "block_k": 64, "causal": True, "lengths": jnp.array([128, 40]), "sinks": jnp.zeros(1)},
-        Config(columns=64, groups=2, stages=2, back_groups=1, back_stages=2),
-    ),
-}
-
-
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", BACKWARD)
-def test_interpreted_the_backward_kernels_have_the_gradients_of_the_reference(name: str) -> None:
-    sizes, blocks, rules, config = BACKWARD[name]
-    q, k, v = arguments(**sizes, d=64, dtype=jnp.bfloat16)
-    x, fixed = inputs(q, k, v, blocks, **rules)
-    assert config.check(x, fixed) is None
-    kernel = Mosaic(config, interpreter())
-
-    def slopes(way: Any, x: Inputs) -> Any:
-        def total(q: Any, k: Any, v: Any) -> jax.Array:
-            out = way(x._replace(q=q, k=k, v=v), fixed)
-            known = jnp.where(out.logsumexp == -jnp.inf, 0, out.logsumexp)
-            return jnp.sum(jnp.sin(out.y.astype(jnp.float32))) + jnp.sum(jnp.sin(known))
-
-        return jax.jit(jax.grad(total, (0, 1, 2)))(x.q, x.k, x.v)
-
-    actual = slopes(lambda x, rules: blocked(x, rules, kernel), x)
-    wide = x._replace(q=x.q.astype(jnp.float32), k=x.k.astype(jnp.float32), v=x.v.astype(jnp.float32))
-    for a, e in zip(actual, slopes(reference, wide), strict=True):
-        assert a.dtype == jnp.bfloat16
-        assert distance(a, e) < 5e-3
-
-
 def shaped(
     t: int, h: int, k: int, d: int, e: int, blocks: Any, masked: bool = False, dtype: Any = jnp.bfloat16, **rules: Any
 ) -> tuple[Inputs, Rules]:
@@ -176,14 +130,19 @@ def test_the_config_of_a_shape_lowers_to_cuda_forward_and_backward(name: str) ->
     assert config.check(x, rules) is None
     backward = name in ("sparse", "one head a list", "everything")
     assert Mosaic(config).has_backward == backward
+    assert lowered_with_gradient(name, config).count("@mosaic_gpu") == 1 + 2 * backward
+
+
+def lowered_with_gradient(name: str, config: Config) -> str:
+    """The program for CUDA of values and gradients."""
+    x, rules = SHAPES[name]
 
     def slopes(q: Any, k: Any, v: Any, to_y: Any) -> Any:
         whole = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x._replace(q=None, k=None, v=None))
         y, pull = jax.vjp(lambda q, k, v: blocked(whole._replace(q=q, k=k, v=v), rules, Mosaic(config)).y, q, k, v)
         return y, pull(to_y)
 
-    to_y = jax.ShapeDtypeStruct((*x.q.shape[:3], x.v.shape[3]), x.q.dtype)
-    assert lowered(slopes, x.q, x.k, x.v, to_y).count("@mosaic_gpu") == 1 + 2 * backward
+    return lowered(slopes, x.q, x.k, x.v, jax.ShapeDtypeStruct((*x.q.shape[:3], x.v.shape[3]), x.q.dtype))
 
 
 def test_what_the_tuner_tries_lowers_to_cuda() -> None:
@@ -192,6 +151,22 @@ def test_what_the_tuner_tries_lowers_to_cuda() -> None:
     assert len(found) > 5
     for config in found[::4]:
         assert "mosaic_gpu" in lowered(partial(run, rules=rules, config=config), x)
+
+
+@pytest.mark.parametrize(
+    "config", [config for config in back_configs(*SHAPES["sparse"]) if config.back_groups], ids=str
+)
+def test_what_the_tuner_tries_backward_lowers_to_cuda(config: Config) -> None:
+    assert lowered_with_gradient("sparse", config).count("@mosaic_gpu") == 3
+
+
+def test_a_recorded_config_has_each_pass_from_its_own_row() -> None:
+    plain = Config(columns=64, back_groups=1)
+    assert recorded({}, plain) == plain
+    rows = {"forward": vars(Config(stages=3)), "both": vars(Config(columns=64, back_groups=2, back_stages=4))}
+    assert recorded(rows, plain) == Config(stages=3, back_groups=2, back_stages=4)
+    assert recorded({"forward": rows["forward"]}, plain) == Config(stages=3, back_groups=1)
+    assert recorded({"both": rows["both"]}, plain) == Config(columns=64, back_groups=2, back_stages=4)
 
 
 @pytest.mark.parametrize(
