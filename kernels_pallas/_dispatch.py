@@ -13,7 +13,13 @@ _log = logging.getLogger("kernels_pallas")
 
 
 def choose(
-    operation: str, implementation: str, ways: Mapping[str, str | None], *, shape: Mapping[str, int], dtype: Any
+    operation: str,
+    implementation: str,
+    ways: Mapping[str, str | None],
+    *,
+    shape: Mapping[str, int],
+    dtype: Any,
+    otherwise: str = "xla",
 ) -> tuple[str, Mapping[str, Mapping[str, int]]]:
     """The implementation to use, and the configurations that were recorded for it on this device, by direction.
 
@@ -21,10 +27,11 @@ def choose(
       operation: its name, as in the table.
       implementation: a key of `ways`, which is taken or refused and never replaced; or "auto", which takes what was
         recorded as faster than XLA on this kind of device (in one direction at least, and in none slower) and can
-        run, and "xla" where nothing was.
+        run, and `otherwise` where nothing was.
       ways: why an implementation cannot run here, or None, by name.
       shape: sizes by name, as in the table.
       dtype: of the inputs.
+      otherwise: what "auto" means where nothing was recorded; the ratios in the table are against it.
 
     Raises:
       NotImplementedError: one that is not there, or cannot run: says why, and which can.
@@ -38,7 +45,7 @@ def choose(
     if implementation == "auto":
         wins = {name: max(e.ratio for e in found) for name, found in by_way.items() if min(e.ratio for e in found) >= 1}
         able = [name for name in wins if wins[name] > 1 and ways.get(name, "is not there") is None]
-        taken = max(able, key=wins.__getitem__, default="xla")
+        taken = max(able, key=wins.__getitem__, default=otherwise)
         _say_once(operation, taken, tuple(shape.items()))
     else:
         taken, reason = implementation, ways[implementation]

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 
@@ -48,6 +49,40 @@ class Dialect:
         if not self._plain:
             plgpu.set_max_registers(count, action=action)
 
+    def add_product(
+        self, acc: jax.Array, left: jax.Array, right: Any, stage: Any, meanwhile: Callable[[], None] = lambda: None
+    ) -> jax.Array:
+        """`acc + left @ right`, left in registers and right in shared memory; `meanwhile` runs while it multiplies.
+
+        Args:
+          acc: `[M, N]` float32.
+          left: `[M, K]`.
+          right: a reference `[K, N]`.
+          stage: a reference `[M, K]` that the interpreter puts left in; unused where it is compiled.
+          meanwhile: what need not wait.
+        """
+        if not self._plain:
+
+            def product(ref: Any) -> None:
+                plgpu.wgmma(ref, left, right)
+                meanwhile()
+
+            state: Any = pl.run_state(product)(plgpu.ACC.init(acc))
+            return state
+
+        stage[...] = left
+        plgpu.commit_smem()
+
+        def alone(ref: Any) -> jax.Array:
+            plgpu.wgmma(ref, stage, right)
+            plgpu.wgmma_wait(0)
+            return ref[...]
+
+        rows, columns = acc.shape
+        found = acc + pl.run_scoped(alone, plgpu.ACC((rows, columns), acc.dtype))
+        meanwhile()
+        return found
+
     def transforms(self, depth: int, dtype: Any) -> tuple[Any, ...]:
         """How tiles of `depth` contiguous elements lie in shared memory."""
         if self._plain:
@@ -57,9 +92,18 @@ class Dialect:
         return plgpu.TilingTransform((8, swizzle // width)), plgpu.SwizzleTransform(swizzle)
 
 
-def compiled(body: Callable[..., None], *, interpret: Any, **options: Any) -> Callable[..., Any]:
-    """`plgpu.kernel` by Lane semantics where it is compiled: the default differs between versions of jax."""
-    lane = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane)
+def compiled(
+    body: Callable[..., None], *, interpret: Any, approximate: bool = False, **options: Any
+) -> Callable[..., Any]:
+    """`plgpu.kernel` by Lane semantics where it is compiled: the default differs between versions of jax.
+
+    Args:
+      body: of the kernel.
+      interpret: None, or the interpreter's parameters.
+      approximate: whether exponentials are those of the special function unit, to about 2 units in the last place.
+      **options: of `plgpu.kernel`.
+    """
+    lane = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane, approx_math=approximate)
     if interpret is None:
         return plgpu.kernel(body, compiler_params=lane, **options)
     return plgpu.kernel(body, interpret=interpret, **options)

@@ -23,6 +23,8 @@ import numpy as np
 from kernels_pallas import _timing
 from kernels_pallas._case import Case
 from kernels_pallas.add_norm import bench as add_norm
+from kernels_pallas.attention import bench as attention
+from kernels_pallas.block_sparse_attention import bench as block_sparse_attention
 from kernels_pallas.linear_logprob import bench as linear_logprob
 from kernels_pallas.lora_matmul import bench as lora_matmul
 from kernels_pallas.lowbit_matmul import bench as lowbit_matmul
@@ -32,6 +34,8 @@ from kernels_pallas.ssim_window import bench as ssim_window
 SCHEMA = 1
 OPERATIONS = (
     linear_logprob,
+    block_sparse_attention,
+    attention,
     matmul_topk,
     lowbit_matmul,
     lora_matmul,
