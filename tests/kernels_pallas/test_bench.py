@@ -82,7 +82,9 @@ def test_the_cases_of_every_operation_are_made_for_this_device_and_for_a_large_o
             assert all(jax.tree.structure(out) == jax.tree.structure(outputs[0]) for out in outputs)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "docs" / "benchmarks").glob("kernels*/*.json")))
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "docs" / "benchmarks").glob("*/*.json")), ids=lambda path: path.stem
+)
 def test_a_committed_record_has_the_fields(path: Path) -> None:
     record = json.loads(path.read_text())
     assert record["schema"] == bench.SCHEMA
