@@ -58,12 +58,14 @@ class Plan:
       steps: in all.
       rate: the highest learning rate.
       letters_until: the share of the steps in which the reader is told where each letter is.
+      match: the weight of telling scenes and captions apart.
       decay: of the moving average of the parameters that is judged.
     """
 
     steps: int
     rate: float = 8e-3
     letters_until: float = 0.5
+    match: float = 0.5
     decay: float = 0.995
 
 
@@ -123,7 +125,7 @@ def step_fn(config: multimodal.Config, plan: Plan, *, start: int, low_bit: bool)
         trained: Tree, batch: Tree, key: jax.Array, told: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         params = training.attach(trained["params"], trained["scales"]) if low_bit else trained["params"]
-        return losses(params, trained["told"], config, batch, key, told)
+        return losses(params, trained["told"], config, batch, key, told, plan.match)
 
     def step(state: Tree, batch: Tree, index: Any) -> tuple[Tree, dict[str, Any]]:
         index = index + start
@@ -141,7 +143,13 @@ def step_fn(config: multimodal.Config, plan: Plan, *, start: int, low_bit: bool)
 
 
 def losses(
-    params: Tree, told_head: jax.Array, config: multimodal.Config, batch: Tree, key: jax.Array, told: jax.Array
+    params: Tree,
+    told_head: jax.Array,
+    config: multimodal.Config,
+    batch: Tree,
+    key: jax.Array,
+    told: jax.Array,
+    match_weight: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The sum over the tasks, and each by name.
 
@@ -179,7 +187,7 @@ def losses(
     same = jnp.all(captions[:, None] == captions[None], axis=-1)
     same = same / jnp.sum(same, axis=1, keepdims=True)
     match = jnp.mean(optax.softmax_cross_entropy(similar, same) + optax.softmax_cross_entropy(similar.T, same.T)) / 2
-    total = 0.2 * read + 0.3 * place + 0.3 * caption + answer + 0.5 * match
+    total = 0.2 * read + 0.3 * place + 0.3 * caption + answer + match_weight * match
     parts = {"read": read, "place": place, "caption": caption, "answer": answer, "match": match}
     return total, {"loss": total, **parts}
 

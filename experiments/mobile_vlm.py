@@ -38,8 +38,10 @@ class Config:
     """Scenes rendered for training."""
     batch: int = 32
     """Crops a step, and scenes a step."""
-    steps: int = 1500
+    steps: int = 1250
     """Updates in all."""
+    match: float = 0.8
+    """Weight of telling scenes and captions of a batch apart."""
     fork: float = 0.25
     """The share of them before weights are rounded."""
     rate: float = 8e-3
@@ -75,6 +77,7 @@ class LongConfig(Config):
     pictures: int = 80_000
     steps: int = 12_000
     rate: float = 6e-3
+    match: float = 0.5
     compare: bool = False
 
 
@@ -88,6 +91,7 @@ class GpuConfig(Config):
     batch: int = 256
     steps: int = 8000
     rate: float = 2e-3
+    match: float = 0.5
     compare: bool = False
     stem: int = 128
     stem_layers: int = 4
@@ -137,7 +141,7 @@ def job(config: Config) -> None:
     with run.Run.open(config.directory, config, may_differ=("directory",)) as running:
         bank = mobile_data.load(running.directory.parent / "mobile_data", crops=config.crops, pictures=config.pictures)
         model, fork = sizes(config), int(config.steps * config.fork)
-        plan = mobile_train.Plan(steps=config.steps, rate=config.rate)
+        plan = mobile_train.Plan(steps=config.steps, rate=config.rate, match=config.match)
 
         def go_on(name: str, state: Any, steps: int, start: int, low_bit: bool) -> Any:
             return running.train(
