@@ -11,6 +11,7 @@ import json
 import platform
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -121,17 +122,22 @@ def measure(case: Case, top: dict[str, float], *, rounds: int, calls: int) -> li
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """At most 80 columns wide."""
-    lines = [f"{'operation':16}{'':9}{'by':12}{'ms':>9}{'of floor':>9}{'MB':>8}{'error':>9}{'x XLA':>8}"]
+    """A line for each case and under it one for each implementation, at most 80 columns wide."""
+    lines = [f"{'':26}{'ms':>10}{'of floor':>10}{'MB':>8}{'error':>9}{'x XLA':>8}"]
+    case = None
     for r in records:
-        name = f"{r['op']:16}{r['direction']:9}{r['implementation']:12}"
+        if (now := (r["op"], r["direction"], r["dtype"], r["shape"])) != case:
+            case = now
+            sizes = " ".join(f"{name}={size}" for name, size in r["shape"].items())
+            lines += ["", *textwrap.wrap(f"{r['op']}, {r['direction']}, {r['dtype']}: {sizes}", 80)]
+        name = f"  {r['implementation']:24}"
         if "unsupported" in r:
-            lines.append(f"{name}  left out: {r['unsupported']}")
+            lines.append(f"{name}left out: {r['unsupported']}"[:80])
             continue
         times = r["ratio"].get("xla")
         faster = "" if r["implementation"] == "xla" else "-" if times is None else f"{times:.2f}"
         lines.append(
-            f"{name}{r['ms']['median']:9.2f}{r['frac_of_floor']:9.0%}{r['peak_bytes'] / 1e6:8.0f}"
+            f"{name}{r['ms']['median']:10.2f}{r['frac_of_floor']:10.0%}{r['peak_bytes'] / 1e6:8.0f}"
             f"{r['error']:9.0e}{faster:>8}"
         )
     return "\n".join(lines)
