@@ -129,7 +129,7 @@ def test_mistakes_name_the_argument() -> None:
         ((a, a), {"window": "box"}, ValueError, "window: expected 'gaussian' or 'uniform', got 'box'"),
         ((a, a), {"border": "zero"}, ValueError, "border: expected 'valid' or 'reflect', got 'zero'"),
         ((a, a), {"data_range": 0.0}, ValueError, "data_range: expected a positive number, got 0.0"),
-        ((a, a), {"implementation": "mosaic_gpu"}, NotImplementedError, "'mosaic_gpu' is not one of 'auto', 'xla'"),
+        ((a, a), {"implementation": "cudnn"}, NotImplementedError, "'cudnn' is not one of 'auto', 'xla'"),
     ):
         with pytest.raises(error, match=message):
             ssim_window(*args, **options)
