@@ -24,14 +24,17 @@ def framewise(a: jax.Array, b: jax.Array, options: Options) -> jax.Array:
 def by_kernel(
     a: jax.Array, b: jax.Array, options: Options, forward: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> jax.Array:
-    """`forward(a, b)` of frames `[N, H, W, C]`, with the gradient of `framewise`; both are kept for it."""
-    return forward(a, b)
+    """`forward(a, b)` of frames `[N, H, W, C]`, with the gradient of `framewise`; both are kept for it.
+
+    Inside shard_map what a kernel returns counts as the same on all devices, which the gradient would not match.
+    """
+    return vary_together((forward(a, b), a, b))[0]
 
 
 def _by_kernel_forward(
     a: jax.Array, b: jax.Array, options: Options, forward: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return forward(a, b), (a, b)
+    return by_kernel(a, b, options, forward), (a, b)
 
 
 def _by_kernel_backward(

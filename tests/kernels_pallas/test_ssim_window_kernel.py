@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from kernels_pallas import ssim_window
 from kernels_pallas.ssim_window import api
@@ -144,3 +145,16 @@ def test_the_public_function_lowers_with_its_gradient_and_over_a_batch(monkeypat
     shape = jax.ShapeDtypeStruct((2, 3, 20, 20, 3), jnp.float32)
     for function in (jax.value_and_grad(loss), jax.vmap(jax.value_and_grad(loss))):
         assert lowered(function, shape, shape).count("mosaic_gpu_v2") == 1
+
+
+def test_it_lowers_over_eight_devices_with_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "needs_hopper", lambda: None)
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    batch, all_of = PartitionSpec("batch"), PartitionSpec()
+
+    def loss(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.lax.psum(jnp.sum(jnp.sin(ssim_window(a, b, implementation="mosaic_gpu"))), "batch")
+
+    split = jax.shard_map(loss, mesh=mesh, in_specs=(batch, batch), out_specs=all_of)
+    shape = jax.ShapeDtypeStruct((8, 20, 20, 3), jnp.float32)
+    assert lowered(jax.value_and_grad(split, (0, 1)), shape, shape).count("mosaic_gpu_v2") == 1
