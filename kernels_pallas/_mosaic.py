@@ -38,11 +38,11 @@ class Dialect:
         """An array in a layout."""
         return x if self._plain else plgpu.layout_cast(x, layout)
 
-    def iota(self, shape: tuple[int, ...], axis: int) -> jax.Array:
-        """Counting along an axis, in the layout of a product."""
+    def iota(self, shape: tuple[int, ...], axis: int, layout: Any = plgpu.Layout.WGMMA) -> jax.Array:
+        """Counting along an axis, in a layout, that of a product unless told otherwise."""
         if self._plain:
             return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-        return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
+        return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=layout)
 
     def set_max_registers(self, count: int, action: Literal["increase", "decrease"]) -> None:
         """More registers for those who multiply, fewer for those who load."""
@@ -93,7 +93,12 @@ class Dialect:
 
 
 def compiled(
-    body: Callable[..., None], *, interpret: Any, approximate: bool = False, **options: Any
+    body: Callable[..., None],
+    *,
+    interpret: Any,
+    approximate: bool = False,
+    barriers: bool = True,
+    **options: Any,
 ) -> Callable[..., Any]:
     """`plgpu.kernel` by Lane semantics where it is compiled: the default differs between versions of jax.
 
@@ -101,9 +106,13 @@ def compiled(
       body: of the kernel.
       interpret: None, or the interpreter's parameters.
       approximate: whether exponentials are those of the special function unit, to about 2 units in the last place.
+      barriers: whether a warpgroup waits for its warps before and after every store to shared memory; False where
+        `commit_smem` stands between what is stored and what is read, and between that and the next store.
       **options: of `plgpu.kernel`.
     """
-    lane = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane, approx_math=approximate)
+    lane = plgpu.CompilerParams(
+        lowering_semantics=plgpu.LoweringSemantics.Lane, approx_math=approximate, unsafe_no_auto_barriers=not barriers
+    )
     if interpret is None:
         return plgpu.kernel(body, compiler_params=lane, **options)
     return plgpu.kernel(body, interpret=interpret, **options)

@@ -1,16 +1,19 @@
 """Choose how to compute it."""
 
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas._dispatch import choose
+from kernels_pallas._dispatch import choose, needs_hopper
+from kernels_pallas._vary import vary_together
 
+from .config import Config, default_config
 from .reference import Border, Options, Window, check, reference
-from .xla import framewise
+from .xla import by_kernel, framewise
 
-Implementation = Literal["auto", "xla", "reference"]
+Implementation = Literal["auto", "xla", "mosaic_gpu", "reference"]
 
 
 def ssim_window(
@@ -25,6 +28,7 @@ def ssim_window(
     k1: float = 0.01,
     k2: float = 0.03,
     implementation: Implementation = "auto",
+    config: Config | None = None,
 ) -> jax.Array:
     """Mean structural similarity of frames.
 
@@ -43,14 +47,18 @@ def ssim_window(
         torchmetrics.
       k1: see above.
       k2: see above.
-      implementation: "reference" holds all moments of all frames; "xla" those of one frame; "auto" is "xla".
+      implementation: "reference" holds all moments of all frames; "xla" those of one frame; "mosaic_gpu" is a kernel
+        for Hopper that holds none, with the gradient of "xla"; "auto" is "xla", and the kernel where a recorded run
+        on this kind of device says that it is faster.
+      config: of "mosaic_gpu"; None is the recorded one, else one by the shapes.
 
     Returns:
       `[...]` float32 (float64 for float64 frames), one number a frame. Its gradient is made frame by frame too.
 
     Raises:
       TypeError, ValueError: name the argument whose shape, dtype or value is wrong.
-      NotImplementedError: an implementation that is not here, with those that are.
+      NotImplementedError: an implementation that is not here, with those that are; or the kernel cannot run on this
+        device, these frames or windows: says why.
 
     Example:
       >>> import jax.numpy as jnp
@@ -68,7 +76,22 @@ def ssim_window(
     if not data_range > 0:
         raise ValueError(f"data_range: expected a positive number, got {data_range}")
     h, w, c = a.shape[-3:]
-    shape = {"frames": a.size // (h * w * c), "h": h, "w": w, "c": c}
-    taken, _ = choose("ssim_window", implementation, {"xla": None, "reference": None}, shape=shape, dtype=a.dtype)
+    n, given = a.size // (h * w * c), config is not None
+    more = size - 1 if border == "reflect" else 0
+    if config is None:
+        config = default_config(n, h + more, w + more, c, size)
+    ways = {"xla": None, "mosaic_gpu": needs_hopper() or config.check(n, c, size, a.dtype), "reference": None}
+    shape = {"frames": n, "h": h, "w": w, "c": c}
+    taken, tuned = choose("ssim_window", implementation, ways, shape=shape, dtype=a.dtype)
     options = Options(window, size, sigma, border, data_range, (k1 * data_range) ** 2, (k2 * data_range) ** 2)
-    return reference(a, b, options) if taken == "reference" else framewise(a, b, options)
+    if taken == "reference":
+        return reference(a, b, options)
+    if taken == "xla":
+        return framewise(a, b, options)
+    from . import mosaic_gpu  # here: Pallas takes a moment to load
+
+    if not given and "forward" in tuned:
+        config = Config(**tuned["forward"])
+    frames = vary_together((a.reshape(n, h, w, c), b.reshape(n, h, w, c)))
+    forward = partial(mosaic_gpu.forward, options=options, config=config)
+    return by_kernel(*frames, options, forward).reshape(a.shape[:-3])

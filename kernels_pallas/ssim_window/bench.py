@@ -1,15 +1,18 @@
-"""Cases of ssim_window: all frames at once by windows in two dims, and one frame at a time."""
+"""Cases of ssim_window: all frames at once by windows in two dims, one frame at a time, and the kernel."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kernels_pallas._case import Case
+from kernels_pallas._dispatch import needs_hopper
 
 from .api import ssim_window
+from .config import Config, default_config
 from .reference import Options
 from .xla import at_once as every_frame
 
@@ -33,6 +36,8 @@ def cases(large: bool) -> Iterator[Case]:
     }
     if large:
         del ways["windows"]
+    reason = needs_hopper() or default_config(count, h, w, c, 11).check(count, c, 11, jnp.uint8)
+    kernel = {} if reason else {"mosaic_gpu": partial(ssim_window, implementation="mosaic_gpu")}
     size, pixels = {"frames": count, "h": h, "w": w, "c": c}, float(count * h * w * c)
 
     def bytes_() -> tuple[jax.Array, jax.Array]:
@@ -47,16 +52,19 @@ def cases(large: bool) -> Iterator[Case]:
     def slope(way: Callable[..., Any]) -> Callable[..., Any]:
         return jax.grad(lambda a, b: jnp.sum(way(a, b)))
 
-    common: dict[str, Any] = {"op": "ssim_window", "shape": size, "unsupported": {}, "fallback": "frames"}
+    common: dict[str, Any] = {"op": "ssim_window", "shape": size, "fallback": "frames"}
     work = 4 * 2 * 2 * 11 * pixels
     yield Case(
         **common,
         dtype="uint8",
         direction="forward",
         arguments=bytes_,
-        implementations=ways,
+        implementations=kernel | ways,
+        unsupported={"mosaic_gpu": reason} if reason else {},
         flops=work,
         bytes=2 * pixels,
+        configs=() if reason else list(configs(count, c, jnp.uint8)),
+        tuned=lambda config: partial(ssim_window, implementation="mosaic_gpu", config=config),
     )
     slopes = {name: slope(way) for name, way in ways.items()}
     yield Case(
@@ -65,6 +73,17 @@ def cases(large: bool) -> Iterator[Case]:
         direction="both",
         arguments=floats,
         implementations=slopes,
+        unsupported={},  # the kernel has the gradient of "frames"
         flops=3 * work,
         bytes=12 * pixels,
     )
+
+
+def configs(n: int, c: int, dtype: Any) -> Iterator[Config]:
+    """What the tuner tries."""
+    for (columns, rows), height, stages in product(
+        ((1, 8), (2, 4), (2, 8), (3, 8), (4, 2), (4, 4)), (64, 128, 224, 384), (2, 3)
+    ):
+        config = Config(columns=columns, rows=rows, steps=height // rows, stages=stages)
+        if config.check(n, c, 11, dtype) is None:
+            yield config

@@ -1,5 +1,6 @@
 """One frame at a time: four moments, each blurred along columns and then along rows."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -17,6 +18,32 @@ def framewise(a: jax.Array, b: jax.Array, options: Options) -> jax.Array:
     frames = vary_together((a.reshape(-1, *frame), b.reshape(-1, *frame)))
     one = jax.checkpoint(partial(_frame, options=options))
     return lax.map(lambda pair: one(*pair), frames).reshape(lead)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def by_kernel(
+    a: jax.Array, b: jax.Array, options: Options, forward: Callable[[jax.Array, jax.Array], jax.Array]
+) -> jax.Array:
+    """`forward(a, b)` of frames `[N, H, W, C]`, with the gradient of `framewise`; both are kept for it.
+
+    Inside shard_map what a kernel returns counts as the same on all devices, which the gradient would not match.
+    """
+    return vary_together((forward(a, b), a, b))[0]
+
+
+def _by_kernel_forward(
+    a: jax.Array, b: jax.Array, options: Options, forward: Callable[[jax.Array, jax.Array], jax.Array]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return by_kernel(a, b, options, forward), (a, b)
+
+
+def _by_kernel_backward(
+    options: Options, forward: Callable[..., jax.Array], kept: tuple[jax.Array, jax.Array], slope: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return jax.vjp(partial(framewise, options=options), *kept)[1](slope)
+
+
+by_kernel.defvjp(_by_kernel_forward, _by_kernel_backward)
 
 
 def at_once(a: jax.Array, b: jax.Array, options: Options) -> jax.Array:
