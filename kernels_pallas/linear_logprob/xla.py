@@ -116,7 +116,7 @@ def _logits(
     z = _dot(h, w, 1, 1)
     word = at[0] + lax.broadcasted_iota(jnp.int32, z.shape, 1)
     mine = word >= at[1]
-    return z, mine, mine & (word == t.astype(jnp.int32)[:, None])
+    return z, mine, mine & (word == t[:, None])
 
 
 def _dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
