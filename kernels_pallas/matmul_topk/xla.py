@@ -9,7 +9,7 @@ from jax import lax
 
 from kernels_pallas._vary import vary_together
 
-from .reference import MatmulTopk, best, reference, score
+from .reference import MatmulTopk, best, reference, score, without_sign
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array | None, jax.Array | None, int], jax.Array]
 ROWS = 1024  # queries at a time
@@ -44,7 +44,7 @@ def find(
 
     def some(queries: jax.Array, lengths: jax.Array | None) -> MatmulTopk:
         most = maxima(queries, keys, bias, lengths, group, columns, kernel)
-        chosen = best_groups(most, k).T
+        chosen = best_groups(without_sign(most), k).T
         again = partial(_again, keys=keys, bias=bias, k=k, group=group)
         return _by_rows(again, max(1, AGAIN // (k * group * keys.shape[1])), queries, lengths, chosen)
 
