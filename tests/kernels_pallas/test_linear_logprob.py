@@ -157,3 +157,17 @@ def test_arrays_of_numpy_are_taken_and_other_things_are_named() -> None:
             linear_logprob(**({"hidden": hidden, "weight": weight, "targets": targets} | change))
     with pytest.raises(TypeError, match="rows: expected a whole number of Python, which is fixed, got"):
         jax.jit(lambda rows: linear_logprob(*arguments(), rows=rows))(8)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("n", "d"), [(3, 0), (0, 4), (0, 0)])
+def test_no_row_or_no_channel_is_no_error(implementation: Any, n: int, d: int) -> None:
+    def total(hidden: jax.Array) -> Any:
+        out = linear_logprob(
+            hidden, jnp.ones((5, d)), jnp.zeros(n, jnp.int32), implementation=implementation, rows=2, columns=2
+        )
+        return jnp.sum(out.logp), out.logsumexp
+
+    slope, total_of = jax.jit(jax.grad(total, has_aux=True))(jnp.ones((n, d)))
+    np.testing.assert_allclose(total_of, np.full(n, np.log(5) + d), rtol=1e-6)
+    assert slope.shape == (n, d)

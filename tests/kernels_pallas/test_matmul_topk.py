@@ -350,3 +350,9 @@ def test_what_is_fixed_is_named_when_it_is_not() -> None:
             matmul_topk(**({"queries": queries, "keys": keys} | options))
     out = matmul_topk(np.asarray(queries, np.float64), np.asarray(keys, np.float64), np.int64(2))  # type: ignore[arg-type]
     assert out.indices.tolist() == matmul_topk(queries, keys, 2).indices.tolist()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_without_channels_all_are_ties(implementation: Any) -> None:
+    out = matmul_topk(jnp.ones((9, 0)), jnp.ones((90, 0)), 2, group=2, columns=16, implementation=implementation)
+    assert out.indices.tolist() == [[0, 1]] * 9
