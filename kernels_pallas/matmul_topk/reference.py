@@ -112,7 +112,7 @@ def reference_group_max(
     """The greatest score of each group, `[Q, G]`; the last group may be smaller."""
     z = score(queries, keys, bias, lengths)
     z = jnp.pad(z, ((0, 0), (0, -len(keys) % group)), constant_values=-jnp.inf)
-    return jnp.max(z.reshape(len(z), -1, group), axis=2)
+    return jnp.max(z.reshape(len(z), z.shape[1] // group, group), axis=2)
 
 
 def wide(queries: jax.Array, keys: jax.Array) -> Any:

@@ -356,3 +356,8 @@ def test_what_is_fixed_is_named_when_it_is_not() -> None:
 def test_without_channels_all_are_ties(implementation: Any) -> None:
     out = matmul_topk(jnp.ones((9, 0)), jnp.ones((90, 0)), 2, group=2, columns=16, implementation=implementation)
     assert out.indices.tolist() == [[0, 1]] * 9
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_no_query_has_no_maxima(implementation: Any) -> None:
+    assert group_max(jnp.ones((0, 4)), jnp.ones((9, 4)), 2, columns=4, implementation=implementation).shape == (0, 5)
