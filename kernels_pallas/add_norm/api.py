@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas._arguments import arrays, check_config, flag, number, optional
 from kernels_pallas._dispatch import choose, needs_hopper
 from kernels_pallas._vary import vary_together
 
@@ -71,7 +72,15 @@ def add_norm(
       Zhang & Sennrich 2019, "Root Mean Square Layer Normalization", equation 4; Ba et al. 2016, "Layer
       Normalization", equation 4. Deviation: eps inside the root, as is usual.
     """
+    x, residual, weight = arrays(x=x, residual=residual, weight=weight)
+    (bias,) = optional(bias=bias)
+    eps, weight_offset, subtract = (
+        number("eps", eps),
+        number("weight_offset", weight_offset),
+        flag("subtract", subtract),
+    )
     check(x, residual, weight, bias, kind, eps)
+    check_config(config, Config)
     dtype = np.dtype(np.result_type(x.dtype, residual.dtype) if dtype is None else dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype: expected a floating dtype, got {dtype}")

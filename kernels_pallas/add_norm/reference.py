@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas._arguments import check_bits, check_dtypes
+
 Kind = Literal["rms", "layer"]
 
 
@@ -37,6 +39,8 @@ def check(x: jax.Array, residual: jax.Array, weight: jax.Array, bias: jax.Array 
     for name, value in (("x", x), ("residual", residual), ("weight", weight), ("bias", bias)):
         if value is not None and not jnp.issubdtype(value.dtype, jnp.floating):
             raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
+    check_dtypes(x=x, residual=residual)
+    check_bits(x=x, residual=residual, weight=weight, bias=bias)
 
 
 def reference(

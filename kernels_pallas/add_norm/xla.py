@@ -43,12 +43,14 @@ def _add_norm_forward(
     normed, total, mean, rstd = (options.forward or forward)(x, residual, weight, bias, options)
     # Of x, residual and bias only the dtype is needed.
     kept = [None if a is None else jnp.zeros(0, a.dtype) for a in (x, residual, bias)]
-    return AddNorm(*vary_together((normed, total))), (*vary_together((total, mean, rstd, weight)), kept)
+    normed, total, mean, rstd, weight, _ = vary_together((normed, total, mean, rstd, weight, x))
+    return AddNorm(normed, total), (total, mean, rstd, weight, kept)
 
 
 def _add_norm_backward(options: Options, kept: tuple[Any, ...], slopes: AddNorm) -> tuple[Any, ...]:
     total, mean, rstd, weight, (x, residual, bias) = kept
-    slope, to_weight, to_bias = (options.backward or backward)(slopes, total, mean, rstd, weight, options)
+    made = (options.backward or backward)(slopes, total, mean, rstd, weight, options)
+    slope, to_weight, to_bias, _ = vary_together((*made, total))
     return (
         slope.astype(x.dtype),
         (-slope if options.subtract else slope).astype(residual.dtype),

@@ -5,7 +5,9 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from kernels_pallas._arguments import arrays, check_config, flag, optional
 from kernels_pallas._dispatch import choose, needs_hopper
 from kernels_pallas.block_sparse_attention import Config, all_blocks, causal_blocks, window_blocks
 from kernels_pallas.block_sparse_attention.api import attend
@@ -69,9 +71,9 @@ def attention(
       logsumexp: whether the log-sum-exp is wanted, which has a gradient then.
       implementation: "reference" holds all scores; "xla" those of one block of queries and 256 keys, in the backward
         pass too, and passes over blocks that no query sees; "cudnn" is `jax.nn.dot_product_attention`, for what that
-        does without a mask; "mosaic_gpu" is the kernel of `block_sparse_attention`, whose backward pass is that of
-        "xla". "auto" is "cudnn" on a GPU where it can, else "xla"; and the kernel where a recorded run on this kind
-        of device says that it is faster.
+        does without a mask; "mosaic_gpu" is the kernel of `block_sparse_attention`, backward too where
+        `config.back_groups` is not 0 (else that pass is that of "xla"). "auto" is "cudnn" on a GPU where it can, else
+        "xla"; and the kernel where a recorded run on this kind of device says that it is faster.
       config: of "mosaic_gpu"; None is the recorded one, else one by the shapes.
 
     Returns:
@@ -92,7 +94,12 @@ def attention(
       Dao 2023, "FlashAttention-2", algorithms 1 and 2; Shah et al. 2024, "FlashAttention-3" (arXiv 2407.08608),
       section 3.1, for the warpgroups that take turns. Deviation: the log-sum-exp is an output with a gradient.
     """
+    q, k, v = arrays(q=q, k=k, v=v)
+    segments, key_segments, sinks = optional(segments=segments, key_segments=key_segments, sinks=sinks)
+    lengths, key_lengths = optional(lengths=lengths, key_lengths=key_lengths)
     check(q, k, v)
+    check_config(config, Config)
+    logsumexp = flag("logsumexp", logsumexp)
     rules = rules_of(q.shape[-1], causal, window, softcap, scale, offset, BLOCK, BLOCK)
     none = jnp.full((1, 1, 1, 1), -1, jnp.int32)
     x = flat(q, k, v, none, segments, key_segments, lengths, key_lengths, sinks)
@@ -122,11 +129,14 @@ def lists(x: Inputs, rules: Rules) -> jax.Array:
     length, keys = x.q.shape[1], x.k.shape[1]
     blocks = {"block_q": rules.block_q, "block_k": rules.block_k}
     if rules.window is not None:
-        window = {"window": rules.window, "causal": rules.causal, "offset": rules.offset}
-        return jnp.asarray(window_blocks(length, keys, **blocks, **window))[None]
-    if rules.causal:
-        return jnp.asarray(causal_blocks(length, keys, **blocks, offset=rules.offset))[None]
-    return jnp.asarray(all_blocks(length, keys, **blocks))[None]
+        found = window_blocks(length, keys, **blocks, window=rules.window, causal=rules.causal, offset=rules.offset)
+    elif rules.causal:
+        found = causal_blocks(length, keys, **blocks, offset=rules.offset)
+    else:
+        found = all_blocks(length, keys, **blocks)
+    if not found.shape[-1]:  # no query sees a key: a list has one place at least
+        found = np.full((*found.shape[:-1], 1), -1, np.int32)
+    return jnp.asarray(found)[None]
 
 
 def sizes(x: Inputs, rules: Rules) -> dict[str, int]:

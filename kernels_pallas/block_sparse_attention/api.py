@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 
+from kernels_pallas._arguments import arrays, check_config, optional
 from kernels_pallas._dispatch import choose, needs_hopper
 
 from .config import Config, default_config, recorded
@@ -89,7 +90,11 @@ def block_sparse_attention(
       section 3.4, for lists shared by the heads of a group. Deviations: a list may be any, so the keys' gradient is
       added list by list; the log-sum-exp is an output with a gradient. Sinks: Xiao et al. 2023, as in gpt-oss.
     """
+    q, k, v = arrays(q=q, k=k, v=v)
+    segments, key_segments, sinks = optional(segments=segments, key_segments=key_segments, sinks=sinks)
+    lengths, key_lengths = optional(lengths=lengths, key_lengths=key_lengths)
     check(q, k, v)
+    check_config(config, Config)
     rules = rules_of(q.shape[-1], causal, window, softcap, scale, offset, block_q, block_k)
     lists = check_blocks(blocks, q, k, rules)
     x = flat(q, k, v, lists, segments, key_segments, lengths, key_lengths, sinks)

@@ -54,6 +54,8 @@ class Config:
             return f"of {self}, columns are a multiple of 64 and at most 256, groups at most 2, all positive"
         if x.q.dtype not in (jnp.bfloat16, jnp.float16):
             return f"needs bfloat16 or float16, got {x.q.dtype.name}"
+        if x.segments is not None and x.segments.dtype != jnp.int32:
+            return f"needs segments of 32 bits, got {x.segments.dtype.name}"
         if any(size % 64 or not 64 <= size <= 256 for size in (d, e)):
             return f"needs heads of 64, 128, 192 or 256, got D={d} and E={e}"
         if not x.q.size or not x.k.size:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas._arguments import whole
+
 from .rules import Rules
 
 
@@ -56,6 +58,7 @@ def window_blocks(
              [ 1,  2],
              [ 2,  3]], dtype=int32)
     """
+    window = whole("window", window)
     return _ranges(length, keys, block_q, block_k, window, 0 if causal else window - 1, offset)
 
 
@@ -77,8 +80,10 @@ def _ranges(
     length: int, keys: int, block_q: int, block_k: int, back: int | None, ahead: int | None, offset: int
 ) -> np.ndarray:
     """Blocks from `back` (excluded) positions before the first query to `ahead` after the last; None is all."""
+    length, keys, offset = whole("length", length, 0), whole("keys", keys, 0), whole("offset", offset, None)
+    block_q, block_k = whole("block_q", block_q), whole("block_k", block_k)
     count = -(-keys // block_k)
-    start = np.arange(0, max(length, 0), block_q)
+    start = np.arange(0, length, block_q)
     end = np.minimum(start + block_q, length) - 1 + offset
     first = np.zeros_like(start) if back is None else np.maximum(start + offset - back + 1, 0) // block_k
     last = np.full_like(start, count - 1) if ahead is None else np.minimum((end + ahead) // block_k, count - 1)

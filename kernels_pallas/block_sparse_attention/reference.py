@@ -5,8 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from kernels_pallas._arguments import flag, number, whole, within
 
 from .rules import Inputs, Rules, wide
+
+FAR = 2**29
+"""Positions and sizes of blocks are below, so that no sum of a few wraps around in int32."""
 
 
 class BlockSparseAttention(NamedTuple):
@@ -78,23 +84,17 @@ def rules_of(
     block_k: int,
 ) -> Rules:
     """Check what is fixed; the errors name the argument."""
-    for name, value in (("block_q", block_q), ("block_k", block_k), ("window", window), ("offset", offset)):
-        if name == "window" and value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name}: expected a whole number of Python, which is fixed, got {value!r}")
-        if name != "offset" and value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-    for name, number in (("scale", scale), ("softcap", softcap)):
-        if number is not None and not isinstance(number, int | float):
-            raise TypeError(f"{name}: expected a number of Python, which is fixed, got {type(number).__name__}")
-        if number is not None and not math.isfinite(number):
-            raise ValueError(f"{name}: expected a finite number, got {number}")
-    if softcap is not None and softcap <= 0:
+    block_q, block_k, offset = whole("block_q", block_q), whole("block_k", block_k), whole("offset", offset, None)
+    for name, value in (("block_q", block_q), ("block_k", block_k), ("offset", offset)):
+        if abs(value) >= FAR:
+            raise ValueError(f"{name}: expected less than {FAR} either way, positions are int32, got {value}")
+    if window is not None:
+        window = min(whole("window", window), 2 * FAR)  # positions are never further apart
+    if softcap is not None and (softcap := number("softcap", softcap)) <= 0:
         raise ValueError(f"softcap: expected a positive number, got {softcap}")
     return Rules(
-        scale=width**-0.5 if scale is None else scale,
-        causal=causal,
+        scale=width**-0.5 if scale is None else number("scale", scale),
+        causal=flag("causal", causal),
         window=window,
         softcap=softcap,
         offset=offset,
@@ -126,7 +126,7 @@ def check(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
 
 def check_blocks(blocks: Any, q: jax.Array, k: jax.Array, rules: Rules) -> jax.Array:
     """The lists as `[B or 1, L, N, n]` int32; the errors name the argument."""
-    blocks = jnp.asarray(blocks)
+    blocks = blocks if isinstance(blocks, jax.Array | np.ndarray) else jnp.asarray(blocks)
     if not jnp.issubdtype(blocks.dtype, jnp.integer):
         raise TypeError(f"blocks: expected an integer dtype, got {blocks.dtype}")
     batch, (length, heads), shared = q.shape[:-3], q.shape[-3:-1], k.shape[-2]
@@ -137,7 +137,7 @@ def check_blocks(blocks: Any, q: jax.Array, k: jax.Array, rules: Rules) -> jax.A
     if blocks.shape[:-3] not in ((), batch):
         raise ValueError(f"blocks: leading dims {blocks.shape[:-3]} are neither () nor {batch}, those of q")
     count = math.prod(batch) if blocks.ndim > 3 else 1
-    blocks = blocks.reshape(count, *blocks.shape[-3:]).astype(jnp.int32)
+    blocks = within(blocks, -1, -(-k.shape[-3] // rules.block_k)).reshape(count, *blocks.shape[-3:])
     return blocks if blocks.shape[-1] else jnp.full((*blocks.shape[:-1], 1), -1, jnp.int32)
 
 
@@ -181,15 +181,33 @@ def flat(
     q, k, v = (x.reshape(count, *x.shape[-3:]) for x in (q, k, v))
     if all(x is None for x in (segments, lengths, key_lengths)):
         return Inputs(q, k, v, blocks, None, None, sinks)
+    segments, key_segments = _narrow(segments=segments, key_segments=key_segments)
     rows, columns = _marks(segments, lengths, (count, length), -1), _marks(key_segments, key_lengths, (count, keys), -2)
     q = jnp.where((rows >= 0)[..., None, None], q, 0)  # a weight of zero would still carry a NaN
     k, v = (jnp.where((columns >= 0)[..., None, None], x, 0) for x in (k, v))
     return Inputs(q, k, v, blocks, rows, columns, sinks)
 
 
+def _narrow(**given: Any) -> list[jax.Array | None]:
+    """Segments in one dtype, int32 (int64 where jax has it and they need it): one that does not fit is refused."""
+    found = {name: value for name, value in given.items() if value is not None}
+    dtype = np.dtype(np.int32)
+    for name, value in found.items():
+        if np.can_cast(value.dtype, np.int32):
+            continue
+        if isinstance(value, np.ndarray):
+            if value.size and not (value.min() >= -(2**31) and value.max() < 2**31):
+                raise ValueError(f"{name}: expected integers that fit int32, got {value.min()} to {value.max()}")
+        elif jax.config.read("jax_enable_x64") and np.can_cast(value.dtype, np.int64):
+            dtype = np.dtype(np.int64)
+        else:
+            raise TypeError(f"{name}: expected integers that fit int32, got {value.dtype}; cast them")
+    return [None if value is None else jnp.asarray(value.astype(dtype)) for value in given.values()]
+
+
 def _marks(segments: jax.Array | None, lengths: jax.Array | None, shape: tuple[int, int], padding: int) -> jax.Array:
-    marks = jnp.zeros(shape, jnp.int32) if segments is None else segments.reshape(shape).astype(jnp.int32)
+    marks = jnp.zeros(shape, jnp.int32) if segments is None else segments.reshape(shape)
     if lengths is not None:
-        inside = jnp.arange(shape[1], dtype=jnp.int32)[None, :] < lengths.reshape(-1, 1).astype(jnp.int32)
+        inside = jnp.arange(shape[1], dtype=jnp.int32)[None, :] < within(lengths, 0, shape[1]).reshape(-1, 1)
         marks = jnp.where(inside, marks, padding)
     return jnp.where(marks < 0, padding, marks)

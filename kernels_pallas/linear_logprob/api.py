@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 
+from kernels_pallas._arguments import arrays, check_config, whole, within
 from kernels_pallas._dispatch import choose, needs_hopper
 from kernels_pallas._vary import vary_together
 
@@ -58,11 +59,12 @@ def linear_logprob(
       2024, "Cut Your Losses in Large-Vocabulary Language Models" (no materialised logits). Deviation: no gradient is
       filtered.
     """
+    hidden, weight, targets = arrays(hidden=hidden, weight=weight, targets=targets)
     check(hidden, weight, targets)
-    for name, value in (("rows", rows), ("columns", columns)):
-        if value < 1:
-            raise ValueError(f"{name}: must be at least 1, got {value}")
+    check_config(config, Config)
+    rows, columns = whole("rows", rows), whole("columns", columns)
     (n, d), v = hidden.shape, weight.shape[0]
+    targets = within(targets, -1, v)
     ways = {"xla": None, "mosaic_gpu": needs_hopper() or _refused(hidden, weight, config), "reference": None}
     sizes = {"n": n, "d": d, "v": v}
     taken, tuned = choose("linear_logprob", implementation, ways, shape=sizes, dtype=hidden.dtype)

@@ -1,5 +1,6 @@
 """Tiles of logits: one at a time is all that exists, forward and backward."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -79,7 +80,11 @@ def _tiled_backward(
 
     empty, _ = vary_together(((jnp.zeros(parts[0].shape, logsumexp.dtype), jnp.zeros_like(weight)), parts))
     (to_hidden, to_weight), _ = lax.scan(one, empty, start)
-    return to_hidden.reshape(-1, hidden.shape[1])[: len(hidden)].astype(hidden.dtype), to_weight, None
+    return (
+        to_hidden.reshape(math.prod(to_hidden.shape[:2]), hidden.shape[1])[: len(hidden)].astype(hidden.dtype),
+        to_weight,
+        None,
+    )
 
 
 tiled.defvjp(_tiled_forward, _tiled_backward)
@@ -116,7 +121,7 @@ def _logits(
     z = _dot(h, w, 1, 1)
     word = at[0] + lax.broadcasted_iota(jnp.int32, z.shape, 1)
     mine = word >= at[1]
-    return z, mine, mine & (word == t.astype(jnp.int32)[:, None])
+    return z, mine, mine & (word == t[:, None])
 
 
 def _dot(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
@@ -137,7 +142,7 @@ def _in_rows(rows: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     rows = max(1, min(rows, count))
     room = -count % rows
     padded = [jnp.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1)) for x in arrays]
-    return tuple(x.reshape(-1, rows, *x.shape[1:]) for x in padded)
+    return tuple(x.reshape((count + room) // rows, rows, *x.shape[1:]) for x in padded)
 
 
 def _common(hidden: jax.Array, weight: jax.Array) -> Any:

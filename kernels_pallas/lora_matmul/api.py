@@ -6,7 +6,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from kernels_pallas._arguments import arrays, check_config, optional, within
 from kernels_pallas._dispatch import choose, needs_hopper
 from kernels_pallas._vary import vary_together
 
@@ -67,10 +69,17 @@ def lora_matmul(
       Multi-Tenant LoRA Serving" (one adapter a row). Deviation: rows are not sorted by adapter; the thin products of
       all E are computed, which is right for E r up to some hundreds.
     """
-    scale = jnp.asarray(scale, x.dtype if isinstance(scale, float | int) else None)
+    fixed = isinstance(scale, float | int)
+    x, weight, a, b, scale = arrays(x=x, weight=weight, a=a, b=b, scale=scale)
+    (ids,) = optional(ids=ids)
+    if fixed and jnp.issubdtype(x.dtype, jnp.floating):
+        scale = scale.astype(np.result_type(np.float32, x.dtype))
     check(x, weight, a, b, scale, ids)
+    check_config(config, Config)
     if trains not in ("adapter", "all"):
         raise ValueError(f"trains: expected 'adapter' or 'all', got {trains!r}")
+    if ids is not None:
+        ids = within(ids, -1, len(a))
     lead, (n, k) = x.shape[:-1], weight.shape
     m, rank = math.prod(lead), math.prod(a.shape[:-1])
     dtypes = (x.dtype, weight.dtype, b.dtype)

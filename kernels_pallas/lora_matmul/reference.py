@@ -5,12 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kernels_pallas._arguments import check_bits, check_dtypes
+
 
 def check(x: jax.Array, weight: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array, ids: jax.Array | None) -> None:
     """Check shapes and dtypes; the errors name the argument."""
     for name, value in (("x", x), ("weight", weight), ("a", a), ("b", b), ("scale", scale)):
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
+    check_dtypes(x=x, weight=weight, a=a, b=b)
+    check_bits(x=x, weight=weight, a=a, b=b)
     if x.ndim < 1:
         raise ValueError(f"x: expected dims [..., K], got shape {x.shape}")
     if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
@@ -41,8 +45,10 @@ def reference(
     base = lax.dot_general(wide, weight, (((x.ndim - 1,), (1,)), ((), ())))
     if ids is None:
         return (base + scale * jnp.matmul(jnp.matmul(wide, a.T), b.T)).astype(x.dtype)
+    if not len(a):
+        return base.astype(x.dtype)
     inside = (ids >= 0) & (ids < len(a))
-    at = jnp.where(inside, ids, 0).astype(jnp.int32)
+    at = jnp.where(inside, ids, 0)
     hidden = jnp.einsum("...k,...rk->...r", wide, a[at])
     term = jnp.einsum("...r,...nr->...n", hidden, b[at])
     factor = jnp.where(inside, jnp.broadcast_to(scale, a.shape[:1])[at], 0)

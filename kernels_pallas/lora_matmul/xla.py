@@ -1,5 +1,6 @@
 """Products through XLA, and the gradient of every implementation."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -69,7 +70,11 @@ def _backward(trains: Trains, joined: Joined, kept: tuple[Any, ...], g: jax.Arra
     to_x = _dot(g, weight, 1, 0) + _dot(to_hidden, _flat_a(a), 1, 0)
     to_a = _dot(to_hidden, x, 0, 0).reshape(a.shape)
     # [R, N], turned after: XLA's CPU compiler writes the tall and thin [N, R] as a loop.
-    to_b = _dot(_scaled(hidden, a, scale, ids).astype(x.dtype), g, 0, 0).reshape(*a.shape[:-1], -1).swapaxes(-1, -2)
+    to_b = (
+        _dot(_scaled(hidden, a, scale, ids).astype(x.dtype), g, 0, 0)
+        .reshape(*a.shape[:-1], len(weight))
+        .swapaxes(-1, -2)
+    )
     to_scale = back * hidden
     if ids is not None:
         to_scale = jnp.sum(jnp.where(_own(ids, len(a))[..., None], to_scale.reshape(len(x), *a.shape[:2]), 0), (0, 2))
@@ -93,17 +98,17 @@ def _scaled(hidden: jax.Array, a: jax.Array, scale: jax.Array, ids: jax.Array | 
 
 
 def _own(ids: jax.Array, count: int) -> jax.Array:
-    return ids.astype(jnp.int32)[:, None] == jnp.arange(count, dtype=jnp.int32)[None]
+    return ids[:, None] == jnp.arange(count, dtype=jnp.int32)[None]
 
 
 def _flat_a(a: jax.Array) -> jax.Array:
     """`[E, r, K]` as `[E r, K]`."""
-    return a.reshape(-1, a.shape[-1])
+    return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
 
 
 def _flat_b(b: jax.Array) -> jax.Array:
     """`[E, N, r]` as `[N, E r]`."""
-    return b if b.ndim == 2 else b.swapaxes(0, 1).reshape(b.shape[1], -1)
+    return b if b.ndim == 2 else b.swapaxes(0, 1).reshape(b.shape[1], b.shape[0] * b.shape[2])
 
 
 def _dot(left: jax.Array, right: jax.Array, over_left: int, over_right: int) -> jax.Array:

@@ -5,7 +5,9 @@ from functools import partial
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
+from kernels_pallas._arguments import arrays, check_config, whole
 from kernels_pallas._dispatch import choose, needs_hopper
 from kernels_pallas._vary import vary_together
 
@@ -63,7 +65,11 @@ def lowbit_matmul(
       2024, "MARLIN: Mixed-Precision Auto-Regressive Parallel Inference on Large Language Models": the weight's
       bytes as the floor of a small batch. Deviation: codes stay in the order of storage; x is reordered instead.
     """
+    x, codes, scales = arrays(x=x, codes=codes, scales=scales)
+    bits, block = whole("bits", bits), None if block is None else whole("block", block)
     check(x, codes, scales, bits, block)
+    check_config(config, Config)
+    codes = jnp.asarray(codes)
     lead, k, n = x.shape[:-1], x.shape[-1], len(codes)
     m = math.prod(lead)
     rows = x.reshape(m, k)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kernels_pallas._arguments import check_bits
+
 
 def check(x: jax.Array, codes: jax.Array, scales: jax.Array, bits: int, block: int | None) -> None:
     """Check shapes and dtypes; the errors name the argument."""
@@ -15,6 +17,7 @@ def check(x: jax.Array, codes: jax.Array, scales: jax.Array, bits: int, block: i
             raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
     if codes.dtype != jnp.uint8:
         raise TypeError(f"codes: expected uint8, got {codes.dtype}")
+    check_bits(x=x)
     if x.ndim < 1:
         raise ValueError(f"x: expected dims [..., K], got shape {x.shape}")
     if codes.ndim != 2 or codes.shape[1] != -(-x.shape[-1] * bits // 8):
@@ -43,7 +46,7 @@ def unpack(codes: jax.Array, bits: int, inputs: int) -> jax.Array:
     fields = (codes[..., None] >> shift.reshape((1,) * codes.ndim + (each,))) & np.uint8(2**bits - 1)
     half = np.int8(2 ** (bits - 1))
     signed = (fields.astype(jnp.int8) ^ half) - half
-    return signed.reshape(*codes.shape[:-1], -1)[..., :inputs]
+    return signed.reshape(*codes.shape[:-1], codes.shape[-1] * each)[..., :inputs]
 
 
 def spread(scales: jax.Array, block: int | None) -> jax.Array:
@@ -53,7 +56,7 @@ def spread(scales: jax.Array, block: int | None) -> jax.Array:
 
 def reference(x: jax.Array, codes: jax.Array, scales: jax.Array, bits: int, block: int | None) -> jax.Array:
     """`x @ (scale * code).T` in float32, or wider."""
-    dtype = np.result_type(np.float32, x.dtype, scales.dtype)
+    dtype = np.result_type(np.result_type(np.float32, x.dtype), scales.dtype)
     weight = unpack(codes, bits, x.shape[-1]).astype(dtype) * spread(scales.astype(dtype), block)
     dims = (((x.ndim - 1,), (1,)), ((), ()))
     return lax.dot_general(x.astype(dtype), weight, dims, preferred_element_type=dtype).astype(x.dtype)

@@ -56,7 +56,7 @@ def _backward(
         total = g
         each = lax.dot_general(g, x, (((0,), (0,)), ((), ())), preferred_element_type=wide)
         each = each * unpack(codes, bits, x.shape[1]).astype(wide)
-        to_scales = jnp.sum(each.reshape(len(codes), -1, block), axis=2)
+        to_scales = jnp.sum(each.reshape(*scales.shape, block), axis=2)
     to_x = _rows(total.astype(weight.dtype), weight, 0).reshape(len(x), 8 // bits, codes.shape[1]).swapaxes(1, 2)
     to_x = to_x.reshape(len(x), weight.shape[1])[:, : x.shape[1]]
     return to_x.astype(x.dtype), None, to_scales.astype(scales.dtype)
@@ -82,7 +82,7 @@ def _planes(codes: jax.Array, bits: int) -> list[jax.Array]:
 
 def _few(x: jax.Array, codes: jax.Array, bits: int, block: int | None) -> bool:
     """Whether `_one_row` can compute it and is the faster one: tiles one after the other are for a CPU."""
-    able = len(x) == 1 and len(codes) > 0 and len(codes) % _TILE == 0 and (block is None or block % (8 // bits) == 0)
+    able = len(x) == 1 and codes.size > 0 and len(codes) % _TILE == 0 and (block is None or block % (8 // bits) == 0)
     return able and bits < 8 and jax.default_backend() == "cpu"
 
 
@@ -107,13 +107,14 @@ def _weight(x: jax.Array, codes: jax.Array, scales: jax.Array, bits: int, block:
     dtype = np.float32 if x.dtype == jnp.float16 else x.dtype  # a small scale would vanish in float16
     each, wide = 8 // bits, _wide(x)
     planes = jnp.stack(_planes(codes, bits), axis=1)
+    shape = len(codes), each * codes.shape[1]
     if block is None:
-        return planes.astype(dtype).reshape(len(codes), -1)
+        return planes.astype(dtype).reshape(shape)
     if block % each == 0:
         factor = jnp.repeat(scales, block // each, axis=1)[:, None]
     else:
         factor = _by_planes(spread(scales, block), bits).reshape(planes.shape)
-    return (planes.astype(wide) * factor.astype(wide)).astype(dtype).reshape(len(codes), -1)
+    return (planes.astype(wide) * factor.astype(wide)).astype(dtype).reshape(shape)
 
 
 def _rows(x: jax.Array, weight: jax.Array, over: int) -> jax.Array:

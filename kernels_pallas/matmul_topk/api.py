@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas._arguments import arrays, check_config, optional, whole, within
 from kernels_pallas._dispatch import choose, needs_hopper
 from kernels_pallas._vary import vary_together
 
@@ -78,12 +79,16 @@ def matmul_topk(
       product. Deviation: exact: k groups are kept and scored again, where theirs keeps one key a bin. Exact is up
       to the rounding of a sum in float32: a product of another shape may round a near tie the other way.
     """
+    queries, keys = arrays(queries=queries, keys=keys)
+    bias, valid, lengths = optional(bias=bias, valid=valid, lengths=lengths)
     check(queries, keys, bias, valid, lengths)
+    k = whole("k", k, None)
     check_k(k, len(keys))
+    check_config(config, Config)
     if metric not in ("ip", "l2"):
         raise ValueError(f"metric: expected 'ip' or 'l2', got {metric!r}")
-    _check_sizes(group=group, columns=columns)
-    bias = _bias(queries, keys, bias, valid, metric)
+    group, columns = whole("group", group), whole("columns", columns)
+    bias, lengths = _bias(queries, keys, bias, valid, metric), _lengths(lengths, keys)
     (q, d), n = queries.shape, len(keys)
     ways = _ways(queries, keys, group, config)
     taken, tuned = choose(
@@ -97,7 +102,9 @@ def matmul_topk(
         out = gradient.topk(*vary_together((queries, keys, bias, lengths)), find)
     if metric == "l2":
         length = jnp.sum(jnp.square(queries.astype(out.scores.dtype)), axis=1)
-        out = out._replace(scores=2 * out.scores - length[:, None])
+        known = length < jnp.inf  # else no distance is a number, and nothing is found
+        scores, found = 2 * out.scores - jnp.where(known, length, 0)[:, None], (out.indices >= 0) & known[:, None]
+        out = MatmulTopk(jnp.where(found, scores, -jnp.inf), jnp.where(found, out.indices, -1))
     return out
 
 
@@ -140,9 +147,14 @@ def group_max(
       >>> group_max(jnp.ones((1, 1)), jnp.arange(5.0)[:, None], 2).tolist()
       [[1.0, 3.0, 4.0]]
     """
+    queries, keys = arrays(queries=queries, keys=keys)
+    bias, valid, lengths = optional(bias=bias, valid=valid, lengths=lengths)
     check(queries, keys, bias, valid, lengths)
-    _check_sizes(group=group, columns=columns, keys=len(keys))
-    bias = _bias(queries, keys, bias, valid, "ip")
+    check_config(config, Config)
+    group, columns = whole("group", group), whole("columns", columns)
+    if not len(keys):
+        raise ValueError("keys: expected at least 1, got 0")
+    bias, lengths = _bias(queries, keys, bias, valid, "ip"), _lengths(lengths, keys)
     (q, d), n = queries.shape, len(keys)
     ways = _ways(queries, keys, group, config)
     taken, tuned = choose(
@@ -170,10 +182,8 @@ def _bias(
     return bias
 
 
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name}: must be at least 1, got {value}")
+def _lengths(lengths: jax.Array | None, keys: jax.Array) -> jax.Array | None:
+    return None if lengths is None else within(lengths, 0, len(keys))
 
 
 def _ways(queries: jax.Array, keys: jax.Array, group: int, config: Config | None) -> dict[str, str | None]:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kernels_pallas._arguments import check_bits, check_dtypes
+
 
 class MatmulTopk(NamedTuple):
     """What `matmul_topk` returns.
@@ -33,6 +35,8 @@ def check(
             raise ValueError(f"{name}: expected dims {dims}, got shape {value.shape}")
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
+    check_dtypes(queries=queries, keys=keys)
+    check_bits(queries=queries, keys=keys)
     if queries.shape[1] != keys.shape[1]:
         raise ValueError(f"keys: dim D={keys.shape[1]} disagrees with D={queries.shape[1]} of queries")
     for name, one, kind, like, said in (
@@ -78,16 +82,21 @@ def score(
         z = z + lax.broadcast_in_dim(bias.astype(dtype), z.shape, (of_key,))
     if lengths is not None:
         word = first + lax.broadcasted_iota(jnp.int32, z.shape, of_key)
-        seen = word < lax.broadcast_in_dim(lengths.astype(jnp.int32), z.shape, (1 - of_key,))
+        seen = word < lax.broadcast_in_dim(lengths, z.shape, (1 - of_key,))
     known = ~jnp.isnan(z)
     return jnp.where(known if seen is None else known & seen, z, -jnp.inf)
 
 
 def best(z: jax.Array, k: int, indices: jax.Array | None = None) -> MatmulTopk:
     """The k greatest of each row `[R, C]`, ties to the lower place; `indices` `[R, C]` says which keys they are."""
-    scores, place = lax.top_k(z, k)
+    scores, place = lax.top_k(without_sign(z), k)
     found = place.astype(jnp.int32) if indices is None else jnp.take_along_axis(indices, place, axis=1)
     return MatmulTopk(scores, jnp.where(scores > -jnp.inf, found, -1))
+
+
+def without_sign(z: jax.Array) -> jax.Array:
+    """Zeros without their sign: they are ties, but `lax.top_k` puts 0 before -0."""
+    return jnp.where(z == 0, 0, z)
 
 
 def reference(
@@ -103,7 +112,7 @@ def reference_group_max(
     """The greatest score of each group, `[Q, G]`; the last group may be smaller."""
     z = score(queries, keys, bias, lengths)
     z = jnp.pad(z, ((0, 0), (0, -len(keys) % group)), constant_values=-jnp.inf)
-    return jnp.max(z.reshape(len(z), -1, group), axis=2)
+    return jnp.max(z.reshape(len(z), z.shape[1] // group, group), axis=2)
 
 
 def wide(queries: jax.Array, keys: jax.Array) -> Any:

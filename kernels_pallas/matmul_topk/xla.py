@@ -9,7 +9,7 @@ from jax import lax
 
 from kernels_pallas._vary import vary_together
 
-from .reference import MatmulTopk, best, reference, score
+from .reference import MatmulTopk, best, reference, score, without_sign
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array | None, jax.Array | None, int], jax.Array]
 ROWS = 1024  # queries at a time
@@ -44,9 +44,9 @@ def find(
 
     def some(queries: jax.Array, lengths: jax.Array | None) -> MatmulTopk:
         most = maxima(queries, keys, bias, lengths, group, columns, kernel)
-        chosen = best_groups(most, k).T
+        chosen = best_groups(without_sign(most), k).T
         again = partial(_again, keys=keys, bias=bias, k=k, group=group)
-        return _by_rows(again, max(1, AGAIN // (k * group * keys.shape[1])), queries, lengths, chosen)
+        return _by_rows(again, max(1, AGAIN // max(1, k * group * keys.shape[1])), queries, lengths, chosen)
 
     return _by_rows(some, ROWS, queries, lengths)
 
@@ -125,7 +125,7 @@ def _again(
 
     def one(query: jax.Array, length: jax.Array | None, groups: jax.Array) -> tuple[jax.Array, jax.Array]:
         start = jnp.minimum(groups * group, len(keys) - group)  # the last group may begin in the one before
-        own = jax.vmap(lambda at: _slice(keys, at, group))(start).reshape(-1, keys.shape[1])
+        own = jax.vmap(lambda at: _slice(keys, at, group))(start).reshape(len(start) * group, keys.shape[1])
         place = start[:, None] + jnp.arange(group, dtype=jnp.int32)[None]
         mine = place >= groups[:, None] * group
         place = place.reshape(-1)
@@ -156,7 +156,7 @@ def _by_rows(function: Callable[..., MatmulTopk], rows: int, first: jax.Array, *
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, -count % rows)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(-1, rows, *x.shape[1:])
+        return x.reshape(len(x) // rows, rows, *x.shape[1:])
 
     out = lax.map(lambda parts: function(*parts), jax.tree.map(cut, (first, *others)))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], out)

@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from kernels_pallas._arguments import arrays, check_config, number, whole
 from kernels_pallas._dispatch import choose, needs_hopper
 from kernels_pallas._vary import vary_together
 
@@ -70,9 +71,13 @@ def ssim_window(
       Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity", equation 13.
       Deviations: variances are of the population, as torchmetrics has them; no frame is made smaller first.
     """
+    a, b = arrays(a=a, b=b)
+    check_config(config, Config)
+    size, sigma = whole("size", size), number("sigma", sigma)
     check(a, b, window, size, sigma, border)
-    if data_range is None:
-        data_range = 255.0 if a.dtype == jnp.uint8 else 1.0
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    k1, k2 = number("k1", k1), number("k2", k2)
+    data_range = (255.0 if a.dtype == jnp.uint8 else 1.0) if data_range is None else number("data_range", data_range)
     if not data_range > 0:
         raise ValueError(f"data_range: expected a positive number, got {data_range}")
     h, w, c = a.shape[-3:]

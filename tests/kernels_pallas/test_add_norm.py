@@ -182,3 +182,35 @@ def test_gradients_are_the_same_over_eight_devices() -> None:
     expected = jax.jit(jax.grad(loss, (0, 1, 2, 3)))(x, residual, weight, bias)
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, atol=1e-5 * float(jnp.abs(e).max()))
+
+
+def test_what_is_fixed_is_named_when_it_is_not() -> None:
+    x, residual, weight, bias = arguments(3, 8)
+    for name, value, said in (
+        ("eps", 1e-6, "a number of Python"),
+        ("weight_offset", 1.0, "a number of Python"),
+        ("subtract", True, "True or False"),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: expected {said}, which is fixed, got"):
+            jax.jit(lambda v, name=name: add_norm(x, residual, weight, bias, **{name: v}))(value)
+    with pytest.raises(ValueError, match="eps: expected a finite number, got inf"):
+        add_norm(x, residual, weight, eps=float("inf"))
+    with pytest.raises(TypeError, match="residual: dtype float16 does not go with bfloat16 of x; cast one of them"):
+        add_norm(x.astype(jnp.bfloat16), residual.astype(jnp.float16), weight)
+    with pytest.raises(TypeError, match="x: expected an array, got list"):
+        add_norm(x.tolist(), residual, weight)
+    with pytest.raises(TypeError, match=r"config: expected a kernels_pallas.add_norm.Config, got a builtins.dict"):
+        add_norm(x, residual, weight, config={})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_arrays_and_numbers_of_numpy_are_taken(implementation: Any) -> None:
+    args = arguments(3, 8, dtype=jnp.bfloat16)
+    out = add_norm(*args, eps=np.float32(1e-3), implementation=implementation)
+    expected = add_norm(*args, eps=float(np.float32(1e-3)), implementation=implementation)
+    assert jnp.array_equal(out.normed, expected.normed)
+    wide = arguments(3, 8)
+    numpy = [np.asarray(a, np.float64) for a in wide if a is not None]
+    np.testing.assert_array_equal(
+        add_norm(*numpy, implementation=implementation).normed, add_norm(*wide, implementation=implementation).normed
+    )

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from kernels_pallas import attention
+from kernels_pallas.add_norm import Config as NormConfig
 from kernels_pallas.attention import cudnn
 from kernels_pallas.attention.api import BLOCK, XLA_BLOCK, lists, sizes
 from kernels_pallas.attention.config import default_config
@@ -196,3 +197,57 @@ def test_shapes_of_other_work_are_other_rows_of_the_table() -> None:
     assert plain["seen"] == 128
     assert plain != capped
     assert sizes(*inputs((256, 2, 64), window=10))["seen"] == 10
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_far_positions_and_wide_integers_do_not_wrap_around(implementation: Any) -> None:
+    q, k, v = arguments(20, 20)
+    plain = partial(attention, q, k, v, implementation=implementation)
+    every = plain().y
+    np.testing.assert_allclose(plain(window=2**63).y, every, atol=1e-6)
+    np.testing.assert_allclose(plain(causal=True, offset=2**29 - 1).y, every, atol=1e-6)
+    for unseen in ({"causal": True, "offset": 1 - 2**29}, {"window": 2, "offset": 99}):
+        assert not plain(**unseen).y.any()  # type: ignore[arg-type]
+        slope = jax.grad(lambda v, unseen=unseen: attention(q, k, v, implementation=implementation, **unseen).y.sum())
+        assert not slope(v).any()
+    np.testing.assert_allclose(plain(lengths=jnp.uint32(2**32 - 1)).y, every, atol=1e-6)
+    np.testing.assert_allclose(plain(lengths=np.int64(2**40)).y, every, atol=1e-6)
+    assert not plain(lengths=np.int64(-(2**32) + 5)).y.any()
+    two = np.repeat([1, 2], 10)
+    np.testing.assert_array_equal(plain(segments=two).y, plain(segments=jnp.asarray(two)).y)
+    with pytest.raises(ValueError, match="offset: expected less than 536870912 either way, positions are int32"):
+        plain(causal=True, offset=2**31 - 1)
+    with pytest.raises(ValueError, match="segments: expected integers that fit int32, got 1 to 4294967297"):
+        plain(segments=np.where(two == 2, 2**32 + 1, 1))
+    with pytest.raises(TypeError, match="segments: expected integers that fit int32, got uint32; cast them"):
+        plain(segments=jnp.full(20, 2**32 - 5, jnp.uint32))
+
+
+def test_segments_of_64_bits_are_compared_as_such() -> None:
+    q, k, v = arguments(20, 20)
+    two = np.repeat([1, 2], 10)
+    expected = attention(q, k, v, segments=jnp.asarray(two)).y
+    with jax.enable_x64(True):
+        segments = jnp.asarray(np.where(two == 2, 2**32 + 1, 1))
+        for implementation in IMPLEMENTATIONS:
+            out = attention(q, k, v, segments=segments, implementation=implementation).y
+            np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+def test_what_is_fixed_is_named_when_it_is_not() -> None:
+    q, k, v = arguments(20, 20)
+    for name, value, said in (
+        ("causal", True, "True or False"),
+        ("window", 3, "a whole number of Python"),
+        ("scale", 1.0, "a number of Python"),
+        ("logsumexp", True, "True or False"),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: expected {said}, which is fixed, got"):
+            jax.jit(lambda x, name=name: attention(q, k, v, **{name: x}))(value)
+    with pytest.raises(TypeError, match="causal: expected True or False, which is fixed, got 'no'"):
+        attention(q, k, v, causal="no")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="q: expected an array, got list"):
+        attention(q.tolist(), k, v)
+    with pytest.raises(TypeError, match=r"config: expected a kernels_pallas\.block_sparse_attention\.Config, got"):
+        attention(q, k, v, config=NormConfig())  # type: ignore[arg-type]
+    np.testing.assert_array_equal(attention(q, k, v, scale=np.float32(0.5)).y, attention(q, k, v, scale=0.5).y)

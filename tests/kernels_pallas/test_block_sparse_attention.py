@@ -334,3 +334,28 @@ def test_mistakes_name_the_argument(change: dict[str, Any], error: type[Exceptio
     given: dict[str, Any] = {"q": q, "k": k, "v": v, "blocks": some_blocks(1, 5, 2, 7), "block_q": 8, "block_k": 6}
     with pytest.raises(error, match=message):
         block_sparse_attention(**(given | change))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_number_of_any_integer_dtype_that_is_no_block_is_none(implementation: Any) -> None:
+    q, k, v = arguments(6, 6)
+    lists = np.array([[[0, -1], [0, 1], [1, 2]]])
+
+    def by(lists: Any) -> Any:
+        return block_sparse_attention(q, k, v, lists, block_q=2, block_k=2, implementation=implementation).y
+
+    expected = by(np.where(lists == 1, -1, lists))
+    np.testing.assert_allclose(by(np.where(lists == 1, 2**32 + 1, lists)), expected, atol=1e-6)
+    np.testing.assert_allclose(by(np.where(lists == 1, 2**31, lists).astype(np.uint32)), expected, atol=1e-6)
+    np.testing.assert_allclose(by(np.where(lists == 1, -128, lists).astype(np.int8)), expected, atol=1e-6)
+
+
+def test_mistakes_of_lists_name_the_argument() -> None:
+    for change, error, message in (
+        ({"block_q": 0}, ValueError, "block_q: expected at least 1, got 0"),
+        ({"block_k": 2.0}, TypeError, "block_k: expected a whole number of Python, which is fixed, got 2.0"),
+        ({"window": 0}, ValueError, "window: expected at least 1, got 0"),
+        ({"length": -6}, ValueError, "length: expected at least 0, got -6"),
+    ):
+        with pytest.raises(error, match=message):
+            window_blocks(**({"length": 6, "keys": 6, "block_q": 2, "block_k": 2, "window": 2} | change))

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from kernels_pallas import linear_logprob
+from kernels_pallas.add_norm import Config as NormConfig
 
 IMPLEMENTATIONS = ("reference", "xla")
 
@@ -114,3 +115,59 @@ def test_gradients_are_the_same_over_eight_devices() -> None:
     expected = jax.jit(jax.grad(loss, (0, 1)))(hidden, weight, targets)
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, atol=1e-5 * float(jnp.abs(e).max()))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_target_outside_is_nan_in_every_integer_dtype(implementation: Any) -> None:
+    hidden, weight, _ = arguments(n=4, v=300)
+    function = jax.jit(partial(linear_logprob, implementation=implementation))
+    expected = function(hidden, weight, jnp.array([50, 100, 127, 9])).logp
+    small = function(hidden, weight, jnp.array([50, 100, 127, -1], jnp.int8)).logp
+    np.testing.assert_allclose(small, [*expected[:3], np.nan], rtol=1e-6)  # 300 is none of int8
+    for outside in (np.array([2**32 + 50, -(2**32)]), np.array([2**32 - 1, 2**31 + 1], np.uint32)):
+        targets = np.array([50, 100, *outside], outside.dtype)
+        out = linear_logprob(hidden, weight, targets, implementation=implementation).logp
+        np.testing.assert_allclose(out, [*expected[:2], np.nan, np.nan], rtol=1e-6)
+
+
+def test_arrays_of_numpy_are_taken_and_other_things_are_named() -> None:
+    hidden, weight, targets = (np.asarray(x) for x in arguments())
+    out = linear_logprob(hidden.astype(np.float64), weight.astype(np.float64), targets.astype(np.int64))
+    expected = linear_logprob(*arguments())
+    assert out.logp.dtype == jnp.float32
+    np.testing.assert_array_equal(out.logp, expected.logp)
+    for change, error, message in (
+        ({"hidden": [[1.0] * 12]}, TypeError, "hidden: expected an array, got list"),
+        ({"weight": weight[:0]}, ValueError, "weight: expected dims .V, D. with a word or more, got shape"),
+        (
+            {"hidden": jnp.asarray(hidden, jnp.bfloat16), "weight": jnp.asarray(weight, jnp.float16)},
+            TypeError,
+            "weight: dtype float16 does not go with bfloat16 of hidden",
+        ),
+        ({"hidden": jnp.asarray(hidden, jnp.float8_e4m3fn)}, TypeError, "hidden: expected 16 bits or more"),
+        ({"rows": 2.5}, TypeError, "rows: expected a whole number of Python, which is fixed, got 2.5"),
+        ({"columns": 0}, ValueError, "columns: expected at least 1, got 0"),
+        (
+            {"config": NormConfig()},
+            TypeError,
+            "config: expected a kernels_pallas.linear_logprob.Config, got a kernels_p",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            linear_logprob(**({"hidden": hidden, "weight": weight, "targets": targets} | change))
+    with pytest.raises(TypeError, match="rows: expected a whole number of Python, which is fixed, got"):
+        jax.jit(lambda rows: linear_logprob(*arguments(), rows=rows))(8)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("n", "d"), [(3, 0), (0, 4), (0, 0)])
+def test_no_row_or_no_channel_is_no_error(implementation: Any, n: int, d: int) -> None:
+    def total(hidden: jax.Array) -> Any:
+        out = linear_logprob(
+            hidden, jnp.ones((5, d)), jnp.zeros(n, jnp.int32), implementation=implementation, rows=2, columns=2
+        )
+        return jnp.sum(out.logp), out.logsumexp
+
+    slope, total_of = jax.jit(jax.grad(total, has_aux=True))(jnp.ones((n, d)))
+    np.testing.assert_allclose(total_of, np.full(n, np.log(5) + d), rtol=1e-6)
+    assert slope.shape == (n, d)

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from kernels_pallas import lora_matmul
+from kernels_pallas.add_norm import Config as NormConfig
 from kernels_pallas.lora_matmul.xla import folded, low_rank
 
 N, K, R, E = 7, 12, 3, 4
@@ -212,3 +213,54 @@ def test_mistakes_of_ids_name_them() -> None:
         lora_matmul(x, w, a, b, scale, ids.astype(jnp.float32))
     with pytest.raises(ValueError, match=r"ids: expected shape \(5,\), one a row of x, got \(4,\)"):
         lora_matmul(x, w, a, b, scale, ids[1:])
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_ids_of_every_integer_dtype_mean_the_same(implementation: Any) -> None:
+    x, w, _, _, scale, _ = arguments(True, (4,))
+    keys = jax.random.split(jax.random.key(1), 2)
+    a, b, scale = jax.random.normal(keys[0], (300, R, K)), jax.random.normal(keys[1], (300, N, R)), jnp.ones(300)
+
+    def by(ids: Any) -> jax.Array:
+        return jitted(x, w, a, b, scale, ids, implementation=implementation)
+
+    expected = by(jnp.array([40, 44, 127, -1], jnp.int32))
+    assert jnp.array_equal(by(jnp.array([40, 44, 127, -1], jnp.int8)), expected)
+    assert jnp.array_equal(by(np.array([40, 44, 127, 2**32 - 1], np.uint32)), expected)
+    wrapped = lora_matmul(x, w, a, b, scale, np.array([40, 44, 127, 2**32 + 1]), implementation=implementation)
+    np.testing.assert_allclose(wrapped, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_no_adapter_at_all_is_the_weight_alone(implementation: Any) -> None:
+    x, w, a, b, _, ids = arguments(True)
+    out = jitted(x, w, a[:0], b[:0], 1.0, ids, implementation=implementation)
+    np.testing.assert_allclose(out, x @ w.T, rtol=1e-5, atol=1e-5)
+
+
+def test_a_number_as_scale_is_not_rounded_to_half_precision() -> None:
+    x, w, a, b, _, _ = arguments(False, (40,), jnp.bfloat16)
+    w = jnp.zeros_like(w)
+    exact = relative(jitted(x, w, a, b, jnp.float32(0.3)), float64(x, w, a, b, 0.3, None))
+    assert relative(jitted(x, w, a, b, 0.3), float64(x, w, a, b, 0.3, None)) == exact
+    assert bool(jnp.isfinite(jitted(*(v.astype(jnp.float16) for v in (x, w, a * 1e-3, b * 1e-3)), 1e5)).all())
+
+
+def test_a_config_of_another_operation_is_named() -> None:
+    with pytest.raises(
+        TypeError, match=r"config: expected a kernels_pallas.lora_matmul.Config, got a kernels_pallas.add_"
+    ):
+        lora_matmul(*arguments(False), config=NormConfig())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize(("n", "k", "r", "count"), [(0, 4, 2, 3), (5, 0, 2, 3), (5, 4, 0, 3), (5, 4, 2, 0)])
+def test_sizes_of_zero_have_gradients(implementation: Any, n: int, k: int, r: int, count: int) -> None:
+    x, w, a, b = jnp.ones((3, k)), jnp.ones((n, k)), jnp.ones((count, r, k)), jnp.ones((count, n, r))
+
+    def total(*args: Any) -> Any:
+        return jnp.sum(lora_matmul(*args, 1.0, jnp.arange(3), trains="all", implementation=implementation))
+
+    slopes = jax.jit(jax.grad(total, (0, 1, 2, 3)))(x, w, a, b)
+    assert [s.shape for s in slopes] == [x.shape, w.shape, a.shape, b.shape]
+    np.testing.assert_allclose(slopes[0], np.full((3, k), n + (n * r if count else 0)))

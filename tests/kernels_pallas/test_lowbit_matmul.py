@@ -202,3 +202,45 @@ def test_mistakes_name_the_argument(change: dict[str, Any], error: type[Exceptio
     x, codes, scales = arguments(4, None)
     with pytest.raises(error, match=message):
         lowbit_matmul(**({"x": x, "codes": codes, "scales": scales, "bits": 4} | change))
+
+
+def test_what_is_fixed_is_named_when_it_is_not() -> None:
+    x, codes, scales = arguments(4, None)
+    with pytest.raises(TypeError, match="bits: expected a whole number of Python, which is fixed, got"):
+        jax.jit(lambda bits: lowbit_matmul(x, codes, scales, bits=bits))(4)
+    with pytest.raises(TypeError, match=r"block: expected a whole number of Python, which is fixed, got 4\.0"):
+        lowbit_matmul(x, codes, scales, bits=4, block=4.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="codes: expected an array, got list"):
+        lowbit_matmul(x, codes.tolist(), scales, bits=4)
+    with pytest.raises(TypeError, match="x: expected 16 bits or more"):
+        lowbit_matmul(x.astype(jnp.float8_e4m3fn), codes, scales, bits=4)
+    numpy = (np.asarray(v, np.float64) if v.dtype != jnp.uint8 else np.asarray(v) for v in (x, codes, scales))
+    out = lowbit_matmul(*numpy, bits=np.int64(4))  # type: ignore[arg-type]
+    assert jnp.array_equal(out, lowbit_matmul(x, codes, scales, bits=4))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("block", [None, 4])
+def test_scales_of_another_half_precision_are_taken(block: int | None, implementation: Any) -> None:
+    x, codes, scales = arguments(4, block)
+    x, scales = x.astype(jnp.bfloat16), scales.astype(jnp.float16)
+    out = jitted(x, codes, scales, bits=4, block=block, implementation=implementation)
+    expected = float64(x, codes, scales, 4, block)
+    assert relative(out, expected) <= allowed(x, codes, scales, 4, block)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 32, 0), (3, 0, 8), (0, 32, 8), (1, 0, 0)])
+def test_sizes_of_zero_give_zeros_or_nothing(implementation: Any, m: int, n: int, k: int) -> None:
+    x, codes = jnp.ones((m, k)), jnp.ones((n, k // 2), jnp.uint8)
+
+    def total(x: jax.Array, scales: jax.Array, block: int | None) -> Any:
+        y = lowbit_matmul(x, codes, scales, bits=4, block=block, implementation=implementation)
+        return jnp.sum(y), y
+
+    for block, shape in ((None, (n,)), (4, (n, k // 4))):
+        scales = jnp.ones(shape)
+        (_, y), slopes = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True), static_argnums=2)(x, scales, block)
+        assert y.shape == (m, n)
+        assert [s.shape for s in slopes] == [x.shape, scales.shape]
+        assert k or not y.any()

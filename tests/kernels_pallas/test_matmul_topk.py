@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from jax.test_util import check_grads
 
 from kernels_pallas import group_max, matmul_topk
+from kernels_pallas.add_norm import Config as NormConfig
 from kernels_pallas.matmul_topk import xla
 from kernels_pallas.matmul_topk.xla import best_groups
 
@@ -258,7 +259,7 @@ def test_mistakes_name_the_argument() -> None:
         ({"k": 1, "valid": jnp.zeros(10)}, TypeError, "valid: expected a dtype of kind bool, got float32"),
         ({"k": 1, "lengths": jnp.zeros(2)}, TypeError, "lengths: expected a dtype of kind integer, got float32"),
         ({"k": 1, "metric": "cosine"}, ValueError, "metric: expected 'ip' or 'l2', got 'cosine'"),
-        ({"k": 1, "group": 0}, ValueError, "group: must be at least 1, got 0"),
+        ({"k": 1, "group": 0}, ValueError, "group: expected at least 1, got 0"),
         ({"k": 1, "implementation": "triton"}, NotImplementedError, "'triton' is not one of 'auto', 'xla'"),
     ):
         with pytest.raises(error, match=message):
@@ -267,7 +268,7 @@ def test_mistakes_name_the_argument() -> None:
         matmul_topk(queries, keys[:, 1:], 1)
     with pytest.raises(TypeError, match="queries: expected a floating dtype, got int32"):
         matmul_topk(queries.astype(jnp.int32), keys, 1)
-    with pytest.raises(ValueError, match="keys: must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="keys: expected at least 1, got 0"):
         group_max(queries, keys[:0])
 
 
@@ -288,3 +289,75 @@ def test_gradients_are_the_same_over_eight_devices() -> None:
     expected = jax.jit(jax.grad(loss, (0, 1)))(queries, keys)
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, atol=1e-5 * float(jnp.abs(e).max()))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_zeros_of_both_signs_are_ties(implementation: Any) -> None:
+    queries, bias = jnp.zeros((9, 1)), jnp.where(jnp.arange(64) % 5 == 4, 0.0, -0.0)
+    keys = jnp.where(jnp.arange(64) % 5 == 4, 1.0, -1.0)[:, None]
+    for columns in (8, 64):
+        out = matmul_topk(queries, keys, 3, bias=bias, group=2, columns=columns, implementation=implementation)
+        assert out.indices.tolist() == [[0, 1, 2]] * 9
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_query_at_no_finite_distance_finds_nothing(implementation: Any) -> None:
+    queries, keys = real(0, 3, 4), real(1, 9, 4)
+    queries = queries.at[0, 0].set(jnp.nan).at[1, 0].set(jnp.inf)
+    out = matmul_topk(queries, keys, 2, metric="l2", implementation=implementation)
+    assert out.scores[:2].tolist() == [[-np.inf, -np.inf]] * 2
+    assert out.indices[:2].tolist() == [[-1, -1]] * 2
+    alone = matmul_topk(queries[2:], keys, 2, metric="l2", implementation=implementation)
+    assert out.indices[2].tolist() == alone.indices[0].tolist()
+
+    def total(queries: jax.Array) -> jax.Array:  # of two that are asked for one is there
+        options: dict[str, Any] = {"valid": jnp.arange(9) < 1, "metric": "l2", "implementation": implementation}
+        return jnp.sum(matmul_topk(queries, keys, 2, **options).scores)
+
+    np.testing.assert_allclose(jax.grad(total)(queries[2:]), -2 * (queries[2:] - keys[:1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_lengths_of_every_integer_dtype_mean_the_same(implementation: Any) -> None:
+    queries, keys = real(0, 3, 4), real(1, 300, 4)
+
+    def by(lengths: Any) -> list[list[int]]:
+        return matmul_topk(queries, keys, 2, lengths=lengths, implementation=implementation).indices.tolist()
+
+    assert by(jnp.array([100, -3, 127], jnp.int8)) == by(jnp.array([100, 0, 127]))
+    assert by(np.array([2**32 - 1, 2**31, 5], np.uint32)) == by(jnp.array([300, 300, 5]))
+    assert by(np.array([2**32, 2**40 + 1, -(2**40)])) == by(jnp.array([300, 300, 0]))
+
+
+def test_what_is_fixed_is_named_when_it_is_not() -> None:
+    queries, keys = real(0, 3, 4), real(1, 9, 4)
+    with pytest.raises(TypeError, match="k: expected a whole number of Python, which is fixed, got"):
+        jax.jit(lambda k: matmul_topk(queries, keys, k))(2)
+    for options, message in (
+        ({"k": True}, "k: expected a whole number"),
+        ({"k": 2, "group": 2.0}, "group: expected a whole number"),
+        (
+            {"k": 2, "config": NormConfig()},
+            "config: expected a kernels_pallas.matmul_topk.Config, got a kernels_pallas.add",
+        ),
+        ({"k": 2, "keys": keys.tolist()}, "keys: expected an array, got list"),
+        (
+            {"k": 2, "queries": queries.astype(jnp.float16), "keys": keys.astype(jnp.bfloat16)},
+            "keys: dtype bfloat16 does n",
+        ),
+    ):
+        with pytest.raises(TypeError, match=message):
+            matmul_topk(**({"queries": queries, "keys": keys} | options))
+    out = matmul_topk(np.asarray(queries, np.float64), np.asarray(keys, np.float64), np.int64(2))  # type: ignore[arg-type]
+    assert out.indices.tolist() == matmul_topk(queries, keys, 2).indices.tolist()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_without_channels_all_are_ties(implementation: Any) -> None:
+    out = matmul_topk(jnp.ones((9, 0)), jnp.ones((90, 0)), 2, group=2, columns=16, implementation=implementation)
+    assert out.indices.tolist() == [[0, 1]] * 9
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_no_query_has_no_maxima(implementation: Any) -> None:
+    assert group_max(jnp.ones((0, 4)), jnp.ones((9, 4)), 2, columns=4, implementation=implementation).shape == (0, 5)

@@ -175,3 +175,31 @@ def test_gradients_are_the_same_over_eight_devices() -> None:
     split = jax.shard_map(over_devices, mesh=mesh, in_specs=(batch, batch), out_specs=all_of)
     for x, y in zip(jax.jit(jax.grad(split, (0, 1)))(a, b), jax.jit(jax.grad(loss, (0, 1)))(a, b), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5 * float(jnp.abs(y).max()))
+
+
+def test_what_is_fixed_is_named_when_it_is_not() -> None:
+    a, b = frames(1, 13, 12, 1, dtype=jnp.float32)
+    for name, value, said in (
+        ("data_range", 1.0, "a number"),
+        ("k1", 0.01, "a number"),
+        ("sigma", 1.5, "a number"),
+        ("size", 5, "a whole number"),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: expected {said} of Python, which is fixed, got"):
+            jax.jit(lambda v, name=name: ssim_window(a, b, **{name: v}))(value)
+    with pytest.raises(TypeError, match=r"size: expected a whole number of Python, which is fixed, got 11\.0"):
+        ssim_window(a, b, size=11.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="k2: expected a finite number, got nan"):
+        ssim_window(a, b, k2=float("nan"))
+    with pytest.raises(TypeError, match="a: expected an array, got list"):
+        ssim_window(a.tolist(), b)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_frames_and_numbers_of_numpy_are_taken(implementation: Any) -> None:
+    a, b = frames(2, 13, 12, 1)
+    numpy = ssim_window(np.asarray(a), np.asarray(b), implementation=implementation)
+    assert jnp.array_equal(numpy, ssim_window(a, b, implementation=implementation))
+    half = [x.astype(jnp.bfloat16) / 255 for x in (a, b)]
+    out = ssim_window(*half, data_range=np.float32(1), k1=np.float32(0.01), implementation=implementation)  # type: ignore[arg-type]
+    np.testing.assert_allclose(out, ssim_window(*half, implementation=implementation), rtol=1e-6)
